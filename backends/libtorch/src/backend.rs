@@ -1,0 +1,186 @@
+//! The libtorch backend: what is loaded where, what is refused, what is reported.
+
+use std::collections::BTreeMap;
+
+use driftgauge_protocol::{
+    Backend, Batch, BertConfig, Dtype, Failure, Hello, LoadRequest, Loaded, LoadedModel,
+    PROTOCOL_VERSION, Properties, Tensor as Numbers, Weights,
+};
+use tch::{Cuda, Device, Kind, Tensor};
+
+use crate::model::Bert;
+use crate::runtime::{self, Version};
+use crate::tensors::{Input, Loader, dtype_of, kind_of, refusal, to_numbers};
+
+/// BERT in libtorch operations.
+#[derive(Debug, Clone, Copy)]
+pub struct LibTorch;
+
+impl Backend for LibTorch {
+    fn hello(&mut self) -> Result<Hello, Failure> {
+        let version = Version::loaded();
+        version.check()?;
+        runtime::prepare();
+        Ok(Hello {
+            protocol: PROTOCOL_VERSION,
+            backend: "libtorch".to_owned(),
+            library: "libtorch".to_owned(),
+            version: version.to_string(),
+            properties: runtime::build_properties(),
+        })
+    }
+
+    fn load(&mut self, request: &LoadRequest) -> Result<(Box<dyn LoadedModel>, Loaded), Failure> {
+        if let Some(option) = request.options.keys().next() {
+            return Err(Failure::unsupported(format!(
+                "libtorch has no option `{option}`"
+            )));
+        }
+        let device = find_device(&request.device)?;
+        let kind = computing_kind(request.dtype)?;
+        let threads = i32::try_from(request.threads)
+            .ok()
+            .filter(|threads| *threads > 0);
+        let threads = threads.ok_or_else(|| {
+            Failure::error(format!("{} is no number of threads", request.threads))
+        })?;
+        tch::set_num_threads(threads);
+
+        let weights = Weights::open(&request.weights)?;
+        let mut loader = Loader::new(&weights, kind, device);
+        let bert = Bert::load(&mut loader, &request.config, request.mlm_head)?;
+        weights.check_unchanged()?;
+        let model = LoadedBert {
+            observations: bert.observations(),
+            bert,
+            config: request.config.clone(),
+            device,
+        };
+        model.probe(&request.device, request.dtype)?;
+        let loaded = Loaded {
+            // What the probe has just seen, not merely what was asked.
+            device: request.device.clone(),
+            dtype: request.dtype,
+            threads: usize::try_from(tch::get_num_threads()).unwrap_or_default(),
+            observations: model.observations.clone(),
+            properties: settings()?,
+            seconds: 0.0,
+        };
+        Ok((Box::new(model), loaded))
+    }
+}
+
+/// Device of a request, or why it cannot be had. A GPU that is not there is never replaced by the
+/// CPU.
+fn find_device(name: &str) -> Result<Device, Failure> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let index = name
+        .strip_prefix("cuda:")
+        .and_then(|index| index.parse().ok());
+    let Some(index) = index else {
+        return Err(
+            Failure::unsupported(format!("libtorch knows no device `{name}` here"))
+                .with_hint("use `cpu` or `cuda:N`"),
+        );
+    };
+    if !tch::utils::has_cudart() {
+        return Err(Failure::unsupported("this libtorch was built without CUDA")
+            .with_hint("point LIBTORCH to a libtorch with CUDA and build the worker again"));
+    }
+    if !Cuda::is_available() {
+        return Err(Failure::unsupported("libtorch finds no usable GPU")
+            .with_hint("check the driver with `nvidia-smi`"));
+    }
+    let count = Cuda::device_count();
+    if i64::try_from(index).is_ok_and(|index| index < count) {
+        return Ok(Device::Cuda(index));
+    }
+    Err(Failure::unsupported(format!(
+        "there is no `{name}`, libtorch finds {count} GPUs"
+    )))
+}
+
+/// libtorch's name of the format to compute in.
+fn computing_kind(dtype: Dtype) -> Result<Kind, Failure> {
+    match dtype {
+        Dtype::I64 => Err(Failure::unsupported("BERT cannot be computed in i64")),
+        _ => Ok(kind_of(dtype)),
+    }
+}
+
+fn settings() -> Result<Properties, Failure> {
+    let mut settings = runtime::settings().map_err(refusal)?;
+    settings.insert("attention".to_owned(), "eager".to_owned());
+    Ok(settings)
+}
+
+/// A model on its device.
+struct LoadedBert {
+    bert: Bert,
+    config: BertConfig,
+    device: Device,
+    observations: Vec<String>,
+}
+
+impl LoadedBert {
+    fn forward(
+        &self,
+        batch: &Batch,
+        wanted: &[String],
+    ) -> Result<BTreeMap<String, Tensor>, Failure> {
+        let input = Input::new(batch, &self.config, self.device)?;
+        tch::no_grad(|| self.bert.forward(&input, wanted)).map_err(refusal)
+    }
+
+    /// Runs one token through the whole model: what libtorch lacks for this dtype on this device
+    /// shows now and not in the middle of a suite.
+    ///
+    /// # Errors
+    /// What libtorch refuses, or that it computed elsewhere or otherwise than asked.
+    fn probe(&self, device: &str, dtype: Dtype) -> Result<(), Failure> {
+        let batch = Batch {
+            sequences: 1,
+            length: 1,
+            input_ids: vec![0],
+            token_type_ids: vec![0],
+            attention_mask: vec![1],
+            logit_rows: vec![(0, 0)],
+        };
+        for (name, tensor) in self.forward(&batch, &self.observations)? {
+            let used_device = match tensor.device() {
+                Device::Cpu => "cpu".to_owned(),
+                Device::Cuda(index) => format!("cuda:{index}"),
+                other => format!("{other:?}"),
+            };
+            let used_dtype = dtype_of(tensor.f_kind().map_err(refusal)?)?;
+            if (used_device.as_str(), used_dtype) != (device, dtype) {
+                return Err(Failure::error(format!(
+                    "libtorch computed `{name}` in {used_dtype} on `{used_device}`, \
+                     asked for {dtype} on `{device}`"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LoadedModel for LoadedBert {
+    fn run(
+        &mut self,
+        batch: &Batch,
+        wanted: &[String],
+    ) -> Result<BTreeMap<String, Numbers>, Failure> {
+        if let Some(name) = wanted.iter().find(|name| !self.observations.contains(name)) {
+            let offered = self.observations.join(", ");
+            return Err(Failure::error(format!(
+                "no observation `{name}` (offered: {offered})"
+            )));
+        }
+        self.forward(batch, wanted)?
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, to_numbers(&tensor)?)))
+            .collect()
+    }
+}

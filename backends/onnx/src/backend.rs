@@ -1,0 +1,199 @@
+//! The backend: from the library to a loaded model.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use driftgauge_protocol::{
+    Backend, Failure, Hello, LoadRequest, Loaded, LoadedModel, PROTOCOL_VERSION, Properties,
+    Weights, environment,
+};
+use ort::session::Session;
+
+use crate::graph;
+use crate::model::Model;
+use crate::options::{Options, check_device};
+use crate::proto::{DataLocation, ModelProto};
+use crate::runtime::{self, ORT_CRATE, Runtime};
+use crate::session;
+
+/// ONNX Runtime, from a shared library that is chosen when the process starts.
+#[derive(Debug, Default)]
+pub struct Onnx {
+    library: Option<PathBuf>,
+}
+
+impl Onnx {
+    /// The backend that uses the library at a path.
+    pub fn with_library(path: impl Into<PathBuf>) -> Self {
+        Self {
+            library: Some(path.into()),
+        }
+    }
+
+    /// The backend that uses the library that the harness names, or else the newest one that
+    /// `ci/setup` has brought.
+    pub fn from_environment() -> Self {
+        let path = |name| {
+            let value = std::env::var_os(name).filter(|path| !path.is_empty());
+            value.map(PathBuf::from)
+        };
+        let newest = || runtime::newest_in(&path(environment::RUNTIMES)?);
+        Self {
+            library: path(environment::LIBRARY).or_else(newest),
+        }
+    }
+
+    fn runtime(&self) -> Result<Runtime, Failure> {
+        let path = self.library.as_deref().ok_or_else(|| {
+            Failure::error(
+                "there is no libonnxruntime.so in `.runtimes/onnxruntime/`, and no target option \
+                 `lib` names one",
+            )
+            .with_hint("run ci/setup")
+        })?;
+        Runtime::start(path)
+    }
+}
+
+impl Backend for Onnx {
+    fn hello(&mut self) -> Result<Hello, Failure> {
+        let runtime = self.runtime()?;
+        let properties = Properties::from([
+            ("binding".to_owned(), format!("ort {ORT_CRATE}")),
+            ("build".to_owned(), ort::info().to_owned()),
+            ("library".to_owned(), runtime.path.display().to_string()),
+            (
+                "available_providers".to_owned(),
+                runtime.providers()?.join(", "),
+            ),
+        ]);
+        Ok(Hello {
+            protocol: PROTOCOL_VERSION,
+            backend: "onnx".to_owned(),
+            library: "onnxruntime".to_owned(),
+            version: runtime.version,
+            properties,
+        })
+    }
+
+    fn load(&mut self, request: &LoadRequest) -> Result<(Box<dyn LoadedModel>, Loaded), Failure> {
+        let runtime = self.runtime()?;
+        let options = Options::parse(&request.options)?;
+        check_device(&request.device)?;
+        if let Some(library) = &options.library {
+            check_library(library, &runtime.path)?;
+        }
+        if request.threads == 0 {
+            return Err(Failure::error("a session needs at least 1 thread"));
+        }
+
+        let weights = Weights::open(&request.weights)?;
+        let graphs = BertGraphs::write(request, &weights)?;
+        let session = |model| create(&runtime, &options, request, &weights, model);
+        let sessions = (
+            session(&graphs.encoder)?,
+            graphs.head.as_ref().map(session).transpose()?,
+        );
+        weights.check_unchanged()?;
+
+        let observations = graph::observations(&request.config, request.mlm_head);
+        let loaded = Loaded {
+            device: request.device.clone(),
+            dtype: request.dtype,
+            threads: request.threads,
+            observations: observations.clone(),
+            properties: properties(&options, request, &graphs),
+            seconds: 0.0,
+        };
+        let model = Model {
+            encoder: sessions.0,
+            head: sessions.1,
+            config: request.config.clone(),
+            dtype: request.dtype,
+            observations,
+            weights,
+        };
+        Ok((Box::new(model), loaded))
+    }
+}
+
+/// The two graphs of a model.
+struct BertGraphs {
+    encoder: ModelProto,
+    head: Option<ModelProto>,
+}
+
+impl BertGraphs {
+    fn write(request: &LoadRequest, weights: &Weights) -> Result<Self, Failure> {
+        let (config, dtype) = (&request.config, request.dtype);
+        let states = graph::observations(config, false);
+        let encoder = graph::write(config, weights, dtype, &states)?;
+        let head = request
+            .mlm_head
+            .then(|| graph::write_head(config, weights, dtype));
+        Ok(Self {
+            encoder,
+            head: head.transpose()?,
+        })
+    }
+}
+
+/// The `lib` option only states which library the worker should have been started with.
+fn check_library(wanted: &Path, loaded: &Path) -> Result<(), Failure> {
+    if wanted
+        .canonicalize()
+        .is_ok_and(|resolved| resolved == loaded)
+    {
+        return Ok(());
+    }
+    Err(Failure::unsupported(format!(
+        "option `lib` is `{}`, this worker was started with `{}`",
+        wanted.display(),
+        loaded.display()
+    )))
+}
+
+fn create(
+    runtime: &Runtime,
+    options: &Options,
+    request: &LoadRequest,
+    weights: &Weights,
+    model: &ModelProto,
+) -> Result<Session, Failure> {
+    let folder = weights.path().parent().unwrap_or(Path::new("."));
+    session::options(runtime, options.level, request.threads)
+        .and_then(|builder| session::create(builder, model, folder))
+        .map_err(|error| session::failure(&error, request.dtype))
+}
+
+/// The settings in force. No execution provider but the CPU's is ever registered, so every node
+/// runs there or the session cannot be created.
+fn properties(options: &Options, request: &LoadRequest, graphs: &BertGraphs) -> Properties {
+    let models = [Some(&graphs.encoder), graphs.head.as_ref()]
+        .into_iter()
+        .flatten();
+    let graphs: Vec<_> = models.filter_map(|model| model.graph.as_ref()).collect();
+    let weights: BTreeSet<&str> = graphs
+        .iter()
+        .flat_map(|graph| &graph.initializer)
+        .filter(|tensor| tensor.data_location() == DataLocation::External)
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    let external = weights.len();
+    let nodes: usize = graphs.iter().map(|graph| graph.node.len()).sum();
+    [
+        ("deterministic_compute", "true".to_owned()),
+        ("execution_mode", "sequential".to_owned()),
+        ("execution_provider", "CPUExecutionProvider".to_owned()),
+        ("external_data", format!("{external} tensors")),
+        ("inter_op_threads", "1".to_owned()),
+        ("intra_op_threads", request.threads.to_string()),
+        ("ir_version", graph::IR_VERSION.to_string()),
+        ("nodes_written", nodes.to_string()),
+        ("opset", graph::OPSET.to_string()),
+        ("optimization_level", options.level.name().to_owned()),
+        ("spinning", "false".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}

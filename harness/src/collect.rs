@@ -1,0 +1,241 @@
+//! From verdicts to the record.
+
+use std::collections::BTreeMap;
+
+use driftgauge_reports::record::{
+    Answer, FileRecord, ModelRecord, RECORD_FORMAT, RECORD_VERSION, ResultRecord, RunRecord,
+    RunTime, SuiteRecord, Summary, TargetRecord, TargetTime, Tokens, Verdict,
+};
+use rayon::prelude::*;
+
+use crate::exit;
+use crate::judge::{Bench, Judgement, describe, judge, no_outcome, truth_answer};
+use crate::model::Model;
+use crate::plan::{Job, Plan, PlannedCase};
+use crate::run::TargetOutcome;
+use crate::suite::Suite;
+
+/// What a record holds that no outcome says.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The machine.
+    pub host: BTreeMap<String, String>,
+    /// Where things were on it.
+    pub paths: BTreeMap<String, String>,
+    /// When, and how long.
+    pub time: RunTime,
+}
+
+/// Judges every outcome and writes everything down.
+pub fn collect(
+    bench: Bench<'_>,
+    suites: &[Suite],
+    outcomes: &[TargetOutcome],
+    surroundings: Surroundings,
+) -> RunRecord {
+    let results: Vec<ResultRecord> = bench
+        .plan
+        .jobs
+        .par_iter()
+        .enumerate()
+        .flat_map_iter(|(index, job)| {
+            let cases = &bench.plan.cases[job.cases.clone()];
+            cases
+                .iter()
+                .flat_map(move |case| results_of(bench, index, job, case, outcomes))
+        })
+        .collect();
+    let mut verdicts = BTreeMap::new();
+    for result in &results {
+        *verdicts.entry(result.verdict).or_insert(0) += 1;
+    }
+    RunRecord {
+        format: RECORD_FORMAT.to_owned(),
+        version: RECORD_VERSION,
+        driftgauge: env!("CARGO_PKG_VERSION").to_owned(),
+        summary: Summary {
+            exit_code: exit_code(&verdicts),
+            cases: bench.plan.cases.len(),
+            targets: outcomes.len(),
+            verdicts,
+        },
+        model: model_record(bench.model),
+        suites: suites
+            .iter()
+            .map(|suite| suite_record(suite, bench.plan))
+            .collect(),
+        targets: outcomes.iter().map(target_record).collect(),
+        results,
+        host: surroundings.host,
+        paths: surroundings.paths,
+        time: surroundings.time,
+    }
+}
+
+/// A target that cannot do what was asked of it has not conformed either: what was declared and
+/// not tested must never look like a pass.
+fn exit_code(verdicts: &BTreeMap<Verdict, usize>) -> u8 {
+    if verdicts.is_empty() {
+        exit::NOTHING
+    } else if verdicts.contains_key(&Verdict::Broken)
+        || verdicts.contains_key(&Verdict::Unsupported)
+    {
+        exit::BROKEN
+    } else if verdicts.contains_key(&Verdict::Drift) {
+        exit::DRIFT
+    } else {
+        exit::CONFORMS
+    }
+}
+
+fn results_of(
+    bench: Bench<'_>,
+    index: usize,
+    job: &Job,
+    case: &PlannedCase,
+    outcomes: &[TargetOutcome],
+) -> Vec<ResultRecord> {
+    let expected = truth_answer(bench, case);
+    outcomes
+        .iter()
+        .map(|outcome| {
+            let judgement = match (&outcome.trouble, &outcome.loaded) {
+                (None, Some(loaded)) => {
+                    judge(bench, job, case, loaded, outcome.jobs[index].as_ref())
+                }
+                (Some(trouble), _) => no_outcome(trouble),
+                (None, None) => unreachable!("a target has either loaded or failed to"),
+            };
+            result_record(case, outcome, judgement, expected.clone())
+        })
+        .collect()
+}
+
+fn result_record(
+    case: &PlannedCase,
+    outcome: &TargetOutcome,
+    judgement: Judgement,
+    truth_answer: Option<Answer>,
+) -> ResultRecord {
+    let tokens = case.encoded.iter().map(|encoded| Tokens {
+        ids: encoded.ids.clone(),
+        text: encoded.tokens.join(" "),
+        truncated: encoded.untruncated - encoded.ids.len(),
+    });
+    ResultRecord {
+        suite: case.suite.clone(),
+        case: case.case.name.clone(),
+        task: case.case.task.name().to_owned(),
+        target: outcome.target.to_string(),
+        verdict: judgement.verdict,
+        texts: case
+            .case
+            .task
+            .texts()
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
+        tokens: tokens.collect(),
+        answer: judgement.answer,
+        truth_answer,
+        observations: judgement.observations,
+        findings: judgement.findings,
+    }
+}
+
+fn model_record(model: &Model) -> ModelRecord {
+    let architecture = match serde_json::to_value(&model.config) {
+        Ok(serde_json::Value::Object(keys)) => keys.into_iter().collect(),
+        _ => BTreeMap::new(),
+    };
+    let naming = model.weights.naming();
+    let naming = [
+        ("prefix", naming.prefix),
+        ("layer_norm", naming.layer_norm),
+        ("decoder", naming.decoder),
+    ];
+    let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    let identity = model.manifest.as_ref().map(|manifest| &manifest.model);
+    ModelRecord {
+        id: model.id.clone(),
+        verified: model.manifest.is_some(),
+        revision: identity.and_then(|identity| identity.revision.clone()),
+        licence: identity.map(|identity| identity.licence.clone()),
+        architecture,
+        parameters: model.weights.parameters(),
+        weights_dtypes: model
+            .weights
+            .dtypes()
+            .iter()
+            .map(|dtype| dtype.name().to_owned())
+            .collect(),
+        naming: naming.map(owned).into(),
+        tokenizer: model
+            .tokenizer
+            .facts
+            .iter()
+            .map(|(key, value)| owned((key, value)))
+            .collect(),
+        files: model
+            .files
+            .iter()
+            .map(|file| FileRecord {
+                name: file
+                    .path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+                size: file.size(),
+                sha256: file.sha256.clone(),
+            })
+            .collect(),
+    }
+}
+
+fn suite_record(suite: &Suite, plan: &Plan) -> SuiteRecord {
+    SuiteRecord {
+        name: suite.name.clone(),
+        description: suite.description.clone(),
+        sha256: suite.sha256.clone(),
+        batch: suite.batch,
+        selected: plan
+            .cases
+            .iter()
+            .filter(|case| case.suite == suite.name)
+            .count(),
+        cases: suite.cases.len(),
+    }
+}
+
+fn target_record(outcome: &TargetOutcome) -> TargetRecord {
+    let (hello, loaded) = (outcome.hello.as_ref(), outcome.loaded.as_ref());
+    let mut properties = hello
+        .map(|hello| hello.properties.clone())
+        .unwrap_or_default();
+    properties.extend(
+        loaded
+            .map(|loaded| loaded.properties.clone())
+            .unwrap_or_default(),
+    );
+    TargetRecord {
+        target: outcome.target.to_string(),
+        library: hello.map(|hello| hello.library.clone()),
+        library_version: hello.map(|hello| hello.version.clone()),
+        device: loaded.map(|loaded| loaded.device.clone()),
+        dtype: loaded.map(|loaded| loaded.dtype.name().to_owned()),
+        threads: loaded.map(|loaded| loaded.threads),
+        observations: loaded
+            .map(|loaded| loaded.observations.clone())
+            .unwrap_or_default(),
+        properties,
+        finding: outcome.trouble.as_ref().map(describe),
+        restarts: outcome.restarts,
+        time: TargetTime {
+            start: outcome.start_seconds,
+            load: loaded.map_or(0.0, |loaded| loaded.seconds),
+            forward: outcome.forward_seconds,
+            total: outcome.total_seconds,
+        },
+    }
+}

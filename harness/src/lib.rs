@@ -1,0 +1,26 @@
+//! driftgauge: is it still the same model?
+//!
+//! ```text
+//! cases/*.toml ─load→ cases ─plan→ jobs ─run→ outcomes ─judge→ verdicts ─collect→ record ─render→ report
+//! ```
+//!
+//! Each arrow is one module: [`suite`], [`plan`], [`run`], [`judge`], [`collect`]; rendering is the
+//! crate `driftgauge-reports`. All are pure except `run`, which talks to the [`worker`] processes.
+//! The truth comes from the [`oracle`]. This crate links no native inference library.
+
+pub mod answer;
+pub mod budget;
+pub mod collect;
+pub mod exit;
+pub mod host;
+pub mod install;
+pub mod judge;
+pub mod measure;
+pub mod model;
+pub mod oracle;
+pub mod output;
+pub mod plan;
+pub mod run;
+pub mod suite;
+pub mod target;
+pub mod worker;

@@ -1,0 +1,322 @@
+//! The few matrix operations that the oracle needs, in f64.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Rows of a product that one task computes: fixed, so that results do not depend on the number of
+/// threads.
+const ROW_BLOCK: usize = 64;
+
+/// A dense row-major matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    height: usize,
+    width: usize,
+    values: Vec<f64>,
+}
+
+/// A part of a matrix, perhaps transposed.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    height: usize,
+    width: usize,
+    row_stride: usize,
+    column_stride: usize,
+    values: &'a [f64],
+}
+
+/// Whole columns of a matrix, to be written.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    height: usize,
+    width: usize,
+    row_stride: usize,
+    values: &'a mut [f64],
+}
+
+impl Matrix {
+    /// A matrix of rows of `width` numbers.
+    ///
+    /// # Panics
+    /// Where `values` does not consist of whole rows.
+    pub fn new(width: usize, values: Vec<f64>) -> Self {
+        assert!(
+            values.len().is_multiple_of(width),
+            "rows of {width} in {}",
+            values.len()
+        );
+        Self {
+            height: values.len() / width,
+            width,
+            values,
+        }
+    }
+
+    /// A matrix of zeros.
+    pub fn zeros(height: usize, width: usize) -> Self {
+        Self {
+            height,
+            width,
+            values: vec![0.0; height * width],
+        }
+    }
+
+    /// Number of rows.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// Number of columns.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// All numbers, row by row.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// All numbers, row by row.
+    pub fn values_mut(&mut self) -> &mut [f64] {
+        &mut self.values
+    }
+
+    /// The numbers, and no matrix any more.
+    pub fn into_values(self) -> Vec<f64> {
+        self.values
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize) -> &[f64] {
+        &self.values[row * self.width..(row + 1) * self.width]
+    }
+
+    /// A copy of some rows.
+    pub fn rows(&self, rows: Range<usize>) -> Matrix {
+        Matrix::new(
+            self.width,
+            self.values[rows.start * self.width..rows.end * self.width].to_vec(),
+        )
+    }
+
+    /// Some rows and columns.
+    pub fn view(&self, rows: Range<usize>, columns: Range<usize>) -> View<'_> {
+        View {
+            height: rows.len(),
+            width: columns.len(),
+            row_stride: self.width,
+            column_stride: 1,
+            values: &self.values[rows.start * self.width + columns.start..],
+        }
+    }
+
+    /// Some columns, to be written.
+    pub fn view_mut(&mut self, columns: Range<usize>) -> ViewMut<'_> {
+        ViewMut {
+            height: self.height,
+            width: columns.len(),
+            row_stride: self.width,
+            values: &mut self.values[columns.start..],
+        }
+    }
+}
+
+impl View<'_> {
+    /// The same numbers with rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        Self {
+            height: self.width,
+            width: self.height,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            values: self.values,
+        }
+    }
+
+    fn last_index(&self) -> usize {
+        (self.height.max(1) - 1) * self.row_stride + (self.width.max(1) - 1) * self.column_stride
+    }
+}
+
+/// `output = a · b`.
+///
+/// # Panics
+/// Where the shapes do not fit.
+pub fn product(a: View<'_>, b: View<'_>, output: &mut ViewMut<'_>) {
+    assert_eq!(
+        (a.width, a.height, b.width),
+        (b.height, output.height, output.width)
+    );
+    if output.height == 0 || output.width == 0 || a.width == 0 {
+        return;
+    }
+    let last_output = (output.height - 1) * output.row_stride + output.width - 1;
+    assert!(a.last_index() < a.values.len() && b.last_index() < b.values.len());
+    assert!(last_output < output.values.len());
+    // SAFETY: the largest index that each operand is read or written at was just checked against
+    // its slice, the strides of the output do not overlap, and it is borrowed exclusively.
+    unsafe {
+        matrixmultiply::dgemm(
+            a.height,
+            a.width,
+            b.width,
+            1.0,
+            a.values.as_ptr(),
+            a.row_stride as isize,
+            a.column_stride as isize,
+            b.values.as_ptr(),
+            b.row_stride as isize,
+            b.column_stride as isize,
+            0.0,
+            output.values.as_mut_ptr(),
+            output.row_stride as isize,
+            1,
+        );
+    }
+}
+
+/// `x · weightᵀ + bias`, the weight stored as rows of one output each.
+pub fn linear(x: &Matrix, weight: &[f64], bias: &[f64]) -> Matrix {
+    let (inputs, outputs) = (x.width, bias.len());
+    let weight = View {
+        height: inputs,
+        width: outputs,
+        row_stride: 1,
+        column_stride: inputs,
+        values: weight,
+    };
+    let mut result = Matrix::zeros(x.height, outputs);
+    result
+        .values
+        .par_chunks_mut(ROW_BLOCK * outputs)
+        .enumerate()
+        .for_each(|(block, values)| {
+            let height = values.len() / outputs;
+            let first = block * ROW_BLOCK;
+            let rows = x.view(first..first + height, 0..inputs);
+            product(
+                rows,
+                weight,
+                &mut ViewMut {
+                    height,
+                    width: outputs,
+                    row_stride: outputs,
+                    values,
+                },
+            );
+            for row in values.chunks_mut(outputs) {
+                row.iter_mut()
+                    .zip(bias)
+                    .for_each(|(value, bias)| *value += bias);
+            }
+        });
+    result
+}
+
+/// `target += other`.
+pub fn add(target: &mut Matrix, other: &Matrix) {
+    target
+        .values
+        .iter_mut()
+        .zip(&other.values)
+        .for_each(|(target, other)| *target += other);
+}
+
+/// Lanes of [`sum`]; what the compiler turns into vector registers.
+const LANES: usize = 16;
+
+/// Sums with one partial sum per lane: faster than one after the other, and the rounding error
+/// grows with the length of a lane and not with that of the whole.
+fn sum(values: impl Iterator<Item = f64>) -> f64 {
+    let mut lanes = [0.0; LANES];
+    values
+        .enumerate()
+        .for_each(|(index, value)| lanes[index % LANES] += value);
+    let mut half = LANES / 2;
+    while half > 0 {
+        (0..half).for_each(|lane| lanes[lane] += lanes[lane + half]);
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Layer norm of each row, with the biased variance around the mean (two passes).
+pub fn layer_norm(matrix: &mut Matrix, scale: &[f64], shift: &[f64], eps: f64) {
+    let width = matrix.width;
+    matrix.values.par_chunks_mut(width).for_each(|row| {
+        let mean = sum(row.iter().copied()) / width as f64;
+        let variance = sum(row.iter().map(|x| (x - mean) * (x - mean))) / width as f64;
+        let deviation = (variance + eps).sqrt();
+        for ((x, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
+            *x = (*x - mean) / deviation * scale + shift;
+        }
+    });
+}
+
+/// Softmax of each row.
+pub fn softmax_rows(matrix: &mut Matrix) {
+    let width = matrix.width;
+    for row in matrix.values.chunks_mut(width) {
+        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        row.iter_mut().for_each(|x| *x = (*x - largest).exp());
+        let total = sum(row.iter().copied());
+        row.iter_mut().for_each(|x| *x /= total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_parts_and_transposes() {
+        let a = Matrix::new(3, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let mut output = Matrix::zeros(2, 2);
+        product(
+            a.view(0..2, 0..3),
+            a.view(0..2, 0..3).transposed(),
+            &mut output.view_mut(0..2),
+        );
+        assert_eq!(output.values(), [14.0, 32.0, 32.0, 77.0]);
+        let mut output = Matrix::zeros(2, 3);
+        product(
+            a.view(0..2, 1..2),
+            a.view(1..2, 1..3),
+            &mut output.view_mut(1..3),
+        );
+        assert_eq!(output.values(), [0.0, 10.0, 12.0, 0.0, 25.0, 30.0]);
+    }
+
+    #[test]
+    fn linear_layer_norm_and_softmax_by_hand() {
+        let x = Matrix::new(2, vec![1.0, 2.0, 0.0, -1.0]);
+        let y = linear(&x, &[1.0, 1.0, 2.0, 0.0, 0.0, 3.0], &[0.5, 0.0, -1.0]);
+        assert_eq!(y.values(), [3.5, 2.0, 5.0, -0.5, 0.0, -4.0]);
+        let mut row = Matrix::new(2, vec![1.0, 3.0]);
+        layer_norm(&mut row, &[1.0, 2.0], &[0.0, 1.0], 3.0);
+        assert_eq!(row.values(), [-0.5, 2.0]);
+        let mut row = Matrix::new(2, vec![1000.0, 1000.0]);
+        softmax_rows(&mut row);
+        assert_eq!(row.values(), [0.5, 0.5]);
+    }
+
+    /// The truth must not depend on the machine's number of cores.
+    #[test]
+    fn linear_is_bitwise_the_same_on_any_number_of_threads() {
+        let values = (0..200 * 96)
+            .map(|i| ((i * 37 % 101) as f64).sin())
+            .collect();
+        let x = Matrix::new(96, values);
+        let weight: Vec<f64> = (0..80 * 96).map(|i| ((i * 53 % 97) as f64).cos()).collect();
+        let bias = vec![0.25; 80];
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| linear(&x, &weight, &bias))
+        };
+        assert_eq!(on(1), on(3));
+    }
+}

@@ -1,0 +1,29 @@
+//! Files that driftgauge writes.
+
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// Writes `bytes` to `path` whole or not at all, and makes the folder where it is missing.
+///
+/// # Errors
+/// What the file system says; the file at `path` is then as it was.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if folder.exists() && !folder.is_dir() {
+        let problem = format!("`{}` is not a folder", folder.display());
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, problem));
+    }
+    std::fs::create_dir_all(folder)?;
+    // Readable as any other file that a program writes, less what the umask takes away.
+    let readable = std::fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new()
+        .permissions(readable)
+        .tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}

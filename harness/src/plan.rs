@@ -1,0 +1,267 @@
+//! From cases to jobs: tokenizes every text once and puts the sequences into padded batches.
+
+use std::ops::Range;
+
+use driftgauge_protocol::Batch;
+use globset::{Glob, GlobSet, GlobSetBuilder};
+
+use crate::model::{Encoded, MASK, Model};
+use crate::oracle::Sequence;
+use crate::suite::{Case, Suite, Task};
+
+/// Everything that every target is asked, the same for all of them.
+#[derive(Debug)]
+pub struct Plan {
+    /// The selected cases, in suite order.
+    pub cases: Vec<PlannedCase>,
+    /// All sequences, in case order: one for each text.
+    pub sequences: Vec<Sequence>,
+    /// The batches, in case order.
+    pub jobs: Vec<Job>,
+}
+
+/// A case with its tokens.
+#[derive(Debug)]
+pub struct PlannedCase {
+    /// Name of its suite.
+    pub suite: String,
+    /// The case.
+    pub case: Case,
+    /// Its texts as tokens.
+    pub encoded: Vec<Encoded>,
+    /// Its sequences in [`Plan::sequences`].
+    pub sequences: Range<usize>,
+}
+
+impl PlannedCase {
+    /// `suite/case`.
+    pub fn id(&self) -> String {
+        format!("{}/{}", self.suite, self.case.name)
+    }
+}
+
+/// One padded batch.
+#[derive(Debug)]
+pub struct Job {
+    /// Its cases in [`Plan::cases`].
+    pub cases: Range<usize>,
+    /// Its sequences in [`Plan::sequences`], one for each row of the batch.
+    pub sequences: Range<usize>,
+    /// What the worker gets.
+    pub batch: Batch,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A pattern is not a pattern.
+    #[error("`{pattern}` is not a pattern for --case")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        #[source]
+        source: globset::Error,
+    },
+    /// A text cannot be tokenized.
+    #[error("case `{case}` cannot be tokenized: {problem}")]
+    Tokenize {
+        /// `suite/case`.
+        case: String,
+        /// The tokenizer's words.
+        problem: String,
+    },
+    /// Truncation cut the masks off.
+    #[error(
+        "case `{case}`: no {MASK} is left among the first {kept} tokens (the text has {length})"
+    )]
+    NoMask {
+        /// `suite/case`.
+        case: String,
+        /// Tokens that are kept.
+        kept: usize,
+        /// Tokens of the whole text.
+        length: usize,
+    },
+}
+
+/// Makes the plan of a run. `patterns` select cases by `suite/case` or by the case's name; without
+/// any, all are selected.
+///
+/// # Errors
+/// [`PlanError`] that names the case.
+pub fn plan(suites: &[Suite], patterns: &[String], model: &Model) -> Result<Plan, PlanError> {
+    let selected = selection(patterns)?;
+    let mut plan = Plan {
+        cases: Vec::new(),
+        sequences: Vec::new(),
+        jobs: Vec::new(),
+    };
+    for suite in suites {
+        let cases: Vec<&Case> = suite
+            .cases
+            .iter()
+            .filter(|case| {
+                let Some(selected) = &selected else {
+                    return true;
+                };
+                selected.is_match(&case.name)
+                    || selected.is_match(format!("{}/{}", suite.name, case.name))
+            })
+            .collect();
+        for group in cases.chunks(suite.batch) {
+            let first = plan.cases.len();
+            for case in group {
+                plan_case(&mut plan, suite, case, model)?;
+            }
+            let cases = first..plan.cases.len();
+            let sequences = plan.cases[first].sequences.start..plan.sequences.len();
+            let batch = pad(
+                &plan.sequences[sequences.clone()],
+                model.config.pad_token_id,
+            );
+            plan.jobs.push(Job {
+                cases,
+                sequences,
+                batch,
+            });
+        }
+    }
+    Ok(plan)
+}
+
+fn selection(patterns: &[String]) -> Result<Option<GlobSet>, PlanError> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        let error = |source| PlanError::Pattern {
+            pattern: pattern.clone(),
+            source,
+        };
+        set.add(Glob::new(pattern).map_err(error)?);
+    }
+    let error = |source| PlanError::Pattern {
+        pattern: patterns.join(" "),
+        source,
+    };
+    set.build().map(Some).map_err(error)
+}
+
+fn plan_case(plan: &mut Plan, suite: &Suite, case: &Case, model: &Model) -> Result<(), PlanError> {
+    let id = || format!("{}/{}", suite.name, case.name);
+    let start = plan.sequences.len();
+    let mut encoded = Vec::new();
+    for text in case.task.texts() {
+        let tokens = model
+            .tokenizer
+            .encode(text)
+            .map_err(|problem| PlanError::Tokenize {
+                case: id(),
+                problem,
+            })?;
+        let is_fill_mask = matches!(case.task, Task::FillMask { .. });
+        if is_fill_mask && tokens.masks.is_empty() {
+            return Err(PlanError::NoMask {
+                case: id(),
+                kept: tokens.ids.len(),
+                length: tokens.untruncated,
+            });
+        }
+        plan.sequences.push(Sequence {
+            ids: tokens.ids.clone(),
+            type_ids: tokens.type_ids.clone(),
+            logit_positions: if is_fill_mask {
+                tokens.masks.clone()
+            } else {
+                Vec::new()
+            },
+        });
+        encoded.push(tokens);
+    }
+    let sequences = start..plan.sequences.len();
+    plan.cases.push(PlannedCase {
+        suite: suite.name.clone(),
+        case: case.clone(),
+        encoded,
+        sequences,
+    });
+    Ok(())
+}
+
+/// Pads sequences on the right to the longest of them.
+fn pad(sequences: &[Sequence], pad_token_id: usize) -> Batch {
+    let length = sequences
+        .iter()
+        .map(|sequence| sequence.ids.len())
+        .max()
+        .unwrap_or(0);
+    let mut batch = Batch {
+        sequences: sequences.len(),
+        length,
+        input_ids: Vec::with_capacity(sequences.len() * length),
+        token_type_ids: Vec::with_capacity(sequences.len() * length),
+        attention_mask: Vec::with_capacity(sequences.len() * length),
+        logit_rows: Vec::new(),
+    };
+    for (row, sequence) in sequences.iter().enumerate() {
+        let padding = length - sequence.ids.len();
+        batch
+            .input_ids
+            .extend(sequence.ids.iter().map(|id| i64::from(*id)));
+        batch
+            .input_ids
+            .extend(std::iter::repeat_n(pad_token_id as i64, padding));
+        batch
+            .token_type_ids
+            .extend(sequence.type_ids.iter().map(|id| i64::from(*id)));
+        batch.token_type_ids.extend(std::iter::repeat_n(0, padding));
+        batch
+            .attention_mask
+            .extend(std::iter::repeat_n(1, sequence.ids.len()));
+        batch.attention_mask.extend(std::iter::repeat_n(0, padding));
+        batch.logit_rows.extend(
+            sequence
+                .logit_positions
+                .iter()
+                .map(|position| (row, *position)),
+        );
+    }
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_is_on_the_right_and_rows_follow_their_sequence() {
+        let sequence = |ids: &[u32], logit_positions: &[usize]| Sequence {
+            ids: ids.to_vec(),
+            type_ids: vec![0; ids.len()],
+            logit_positions: logit_positions.to_vec(),
+        };
+        let batch = pad(
+            &[sequence(&[101, 102], &[]), sequence(&[101, 103, 102], &[1])],
+            9,
+        );
+        assert_eq!(batch.input_ids, [101, 102, 9, 101, 103, 102]);
+        assert_eq!(batch.attention_mask, [1, 1, 0, 1, 1, 1]);
+        assert_eq!(batch.logit_rows, [(1, 1)]);
+    }
+
+    #[test]
+    fn patterns_match_the_case_or_the_suite_and_case() {
+        let check = |pattern: &str, name: &str| {
+            selection(&[pattern.to_owned()])
+                .unwrap()
+                .unwrap()
+                .is_match(name)
+        };
+        assert!(check("capital*", "capital-two"));
+        assert!(check("seed/*", "seed/capital"));
+        assert!(!check("seed", "seed/capital"));
+        assert!(selection(&["a[".to_owned()]).is_err());
+    }
+}

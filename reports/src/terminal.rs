@@ -1,0 +1,577 @@
+//! The table on stdout: what a person understands in ten seconds at 80 columns.
+//!
+//! From the top: what was run, what the models answer, how far each target is from the truth,
+//! what is wrong, and the conclusion. Only characters that are one column wide in every terminal
+//! frame the text, because Chinese terminals may draw box characters two columns wide.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use anstyle::{AnsiColor, Style as Ansi};
+use tabled::builder::Builder;
+use tabled::settings::object::Columns;
+use tabled::settings::style::HorizontalLine;
+use tabled::settings::{Alignment, Modify, Padding, Style as TableStyle};
+
+use crate::Style;
+use crate::record::{Answer, Finding, FindingKind, MaskAnswer, ResultRecord, RunRecord, Verdict};
+use crate::text::{plain, shorten, width};
+
+/// Cases whose answers are shown.
+const SHOWN_CASES: usize = 12;
+/// Findings that are shown.
+const SHOWN_FINDINGS: usize = 8;
+
+/// Renders the record.
+pub fn render(record: &RunRecord, style: Style) -> String {
+    let mut text = headline(record, style);
+    for part in [
+        answers(record, style),
+        distances(record, style),
+        verdicts(record, style),
+        findings(record, style),
+        conclusion(record, style),
+    ] {
+        if !part.is_empty() {
+            text.push('\n');
+            text.push_str(&part);
+        }
+    }
+    text
+}
+
+fn headline(record: &RunRecord, style: Style) -> String {
+    let model = &record.model;
+    let state = if model.verified {
+        "files verified"
+    } else {
+        "not a known model"
+    };
+    let mut text = format!(
+        "model {}: {:.1} M parameters, {state}; {} cases on {} targets\n",
+        plain(&model.id),
+        model.parameters as f64 / 1e6,
+        record.summary.cases,
+        record.summary.targets,
+    );
+    for target in &record.targets {
+        let library = match (&target.library, &target.library_version) {
+            (Some(library), Some(version)) => format!("{} {}", plain(library), plain(version)),
+            _ => "not available".to_owned(),
+        };
+        let threads = match target.threads {
+            Some(1) => ", 1 thread".to_owned(),
+            Some(threads) => format!(", {threads} threads"),
+            None => String::new(),
+        };
+        let restarts = match target.restarts {
+            0 => String::new(),
+            restarts => format!(", restarted {restarts} x"),
+        };
+        let line = format!(
+            "  {:<20} {library}{threads}{restarts}",
+            plain(&target.target)
+        );
+        let _ = writeln!(text, "{}", shorten(&line, style.width));
+    }
+    text
+}
+
+/// The first cases with the truth's answer and each target's distance.
+fn answers(record: &RunRecord, style: Style) -> String {
+    let cases = cases(record);
+    let first_suite = cases.first().map(|results| results[0].suite.as_str());
+    let shown: Vec<&Vec<&ResultRecord>> = cases
+        .iter()
+        .filter(|results| {
+            cases.len() <= SHOWN_CASES || Some(results[0].suite.as_str()) == first_suite
+        })
+        .take(SHOWN_CASES)
+        .collect();
+    if shown.is_empty() {
+        return String::new();
+    }
+    let cells: Vec<Vec<String>> = shown
+        .iter()
+        .map(|results| results.iter().map(|result| cell(result, style)).collect())
+        .collect();
+    let heads: Vec<String> = record
+        .targets
+        .iter()
+        .map(|target| head(&target.target))
+        .collect();
+    let mut used = 0;
+    for (column, head) in heads.iter().enumerate() {
+        let widest = cells
+            .iter()
+            .map(|row| visible_width(&row[column]))
+            .max()
+            .unwrap_or(0);
+        used += widest.max(visible_width(head)) + 2;
+    }
+    let free = style.width.saturating_sub(used + 4).max(24);
+    let (case_width, answer_width) = (free / 2, free - free / 2);
+
+    let mut table = Builder::default();
+    let titles = ["case".to_owned(), "the truth (f64) answers".to_owned()];
+    table.push_record(titles.into_iter().chain(heads));
+    for (results, cells) in shown.iter().zip(cells) {
+        let texts: Vec<String> = results[0].texts.iter().map(|text| quoted(text)).collect();
+        let answer = results[0]
+            .truth_answer
+            .as_ref()
+            .map(brief)
+            .unwrap_or_default();
+        let row = [
+            shorten(&texts.join(" | "), case_width),
+            shorten(&answer, answer_width),
+        ];
+        table.push_record(row.into_iter().chain(cells));
+    }
+    let mut text = format!(
+        "answers, and the largest error of each target in u (u = unit roundoff)\n{}\n",
+        layout(table, 2)
+    );
+    let hidden = cases.len() - shown.len();
+    if hidden > 0 {
+        let _ = writeln!(text, " ... and {hidden} more cases, all in the record");
+    }
+    text
+}
+
+/// The worst error of each observation over all cases, worst observation first.
+fn distances(record: &RunRecord, _: Style) -> String {
+    struct Worst {
+        error_u: f64,
+        bits: f64,
+        budget_u: f64,
+    }
+    let mut worst: BTreeMap<&str, BTreeMap<&str, Worst>> = BTreeMap::new();
+    for result in &record.results {
+        for (name, observation) in &result.observations {
+            let error_u = observation.error_u.unwrap_or(f64::INFINITY);
+            let new = Worst {
+                error_u,
+                bits: observation.effective_bits.unwrap_or(0.0),
+                budget_u: observation.budget_u,
+            };
+            let of_target = worst.entry(name).or_default();
+            let old = of_target.get(result.target.as_str());
+            if old.is_none_or(|old| error_u / new.budget_u > old.error_u / old.budget_u) {
+                of_target.insert(&result.target, new);
+            }
+        }
+    }
+    if worst.is_empty() {
+        return String::new();
+    }
+    let mut rows: Vec<(&str, BTreeMap<&str, Worst>)> = worst.into_iter().collect();
+    let severity = |row: &BTreeMap<&str, Worst>| {
+        row.values()
+            .map(|worst| worst.error_u / worst.budget_u)
+            .fold(0.0, f64::max)
+    };
+    rows.sort_by(|a, b| severity(&b.1).total_cmp(&severity(&a.1)).then(a.0.cmp(b.0)));
+    let mut table = Builder::default();
+    let heads = record.targets.iter().map(|target| head(&target.target));
+    table.push_record(
+        ["observation".to_owned(), "allowed".to_owned()]
+            .into_iter()
+            .chain(heads),
+    );
+    for (name, of_target) in rows {
+        let budgets = of_target.values().map(|worst| worst.budget_u);
+        let allowed = format!("{} u", number(budgets.fold(0.0, f64::max)));
+        let cells =
+            record
+                .targets
+                .iter()
+                .map(|target| match of_target.get(target.target.as_str()) {
+                    None => "-".to_owned(),
+                    Some(worst) => format!("{} u {:4.1} bits", number(worst.error_u), worst.bits),
+                });
+        table.push_record([plain(name), allowed].into_iter().chain(cells));
+    }
+    format!(
+        "largest error over all cases, and the bits that are right\n{}\n",
+        layout(table, 1)
+    )
+}
+
+/// Verdicts of each suite on each target.
+fn verdicts(record: &RunRecord, style: Style) -> String {
+    let mut table = Builder::default();
+    let heads = record.targets.iter().map(|target| head(&target.target));
+    table.push_record(
+        ["suite".to_owned(), "cases".to_owned()]
+            .into_iter()
+            .chain(heads),
+    );
+    for suite in record.suites.iter().filter(|suite| suite.selected > 0) {
+        let cells = record.targets.iter().map(|target| {
+            let mut counts: BTreeMap<Verdict, usize> = BTreeMap::new();
+            let own = record
+                .results
+                .iter()
+                .filter(|r| r.suite == suite.name && r.target == target.target);
+            own.for_each(|result| *counts.entry(result.verdict).or_insert(0) += 1);
+            let words = counts.iter().map(|(verdict, count)| {
+                let words = format!("{count} {}", verdict.name());
+                paint(&words, *verdict, style)
+            });
+            words.collect::<Vec<_>>().join("\n")
+        });
+        table.push_record(
+            [plain(&suite.name), suite.selected.to_string()]
+                .into_iter()
+                .chain(cells),
+        );
+    }
+    format!("verdicts\n{}\n", layout(table, 1))
+}
+
+/// Findings, the worst first; equal ones of one target are counted, not repeated.
+fn findings(record: &RunRecord, style: Style) -> String {
+    struct Group<'a> {
+        finding: &'a Finding,
+        result: &'a ResultRecord,
+        cases: usize,
+        followed: usize,
+    }
+    let mut groups: Vec<Group> = Vec::new();
+    for result in record
+        .results
+        .iter()
+        .filter(|result| !result.findings.is_empty())
+    {
+        let finding = &result.findings[0];
+        let known = groups.iter_mut().find(|group| {
+            group.result.target == result.target
+                && group.finding.kind == finding.kind
+                && (group.finding.message == finding.message
+                    || group.finding.observation.is_some()
+                        && group.finding.observation == finding.observation)
+        });
+        let followed = result.findings.len() - 1;
+        match known {
+            Some(group) => {
+                group.cases += 1;
+                if severity(finding) > severity(group.finding) {
+                    (group.finding, group.result, group.followed) = (finding, result, followed);
+                }
+            }
+            None => groups.push(Group {
+                finding,
+                result,
+                cases: 1,
+                followed,
+            }),
+        }
+    }
+    if groups.is_empty() {
+        return String::new();
+    }
+    groups.sort_by(|a, b| {
+        b.finding
+            .kind
+            .cmp(&a.finding.kind)
+            .then(severity(b.finding).total_cmp(&severity(a.finding)))
+    });
+    let mut text = "findings\n".to_owned();
+    for group in groups.iter().take(SHOWN_FINDINGS) {
+        let (result, finding) = (group.result, group.finding);
+        let word = format!("{:<11}", result.verdict.name());
+        let place = format!(
+            "{} on {}/{}",
+            plain(&result.target),
+            plain(&result.suite),
+            plain(&result.case)
+        );
+        let more = match group.cases {
+            1 => String::new(),
+            cases => format!(" and {} more cases", cases - 1),
+        };
+        let _ = writeln!(
+            text,
+            "  {} {place}{more}",
+            paint(&word, result.verdict, style)
+        );
+        let starts = if finding.observation.is_some() {
+            "starts at "
+        } else {
+            ""
+        };
+        let followed = match group.followed {
+            0 => String::new(),
+            followed => format!("; {followed} later observations follow"),
+        };
+        write_wrapped(
+            &mut text,
+            &format!("{starts}{}{followed}", plain(&finding.message)),
+            style.width,
+        );
+        for line in &finding.stderr {
+            let _ = writeln!(
+                text,
+                "    stderr: {}",
+                shorten(&plain(line), style.width.saturating_sub(12))
+            );
+        }
+        if let Some(hint) = &finding.hint {
+            write_wrapped(&mut text, &format!("hint: {}", plain(hint)), style.width);
+        }
+    }
+    if groups.len() > SHOWN_FINDINGS {
+        let _ = writeln!(
+            text,
+            "  ... and {} more kinds, all in the record",
+            groups.len() - SHOWN_FINDINGS
+        );
+    }
+    text
+}
+
+/// One line that says whether to worry.
+fn conclusion(record: &RunRecord, style: Style) -> String {
+    let count = |verdict: Verdict| record.summary.verdicts.get(&verdict).copied().unwrap_or(0);
+    let affected = |verdict: Verdict| {
+        let affected = record.targets.iter().filter(|target| {
+            record
+                .results
+                .iter()
+                .any(|r| r.target == target.target && r.verdict == verdict)
+        });
+        affected
+            .map(|target| plain(&target.target))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let (verdict, sentence) = if count(Verdict::Broken) > 0 {
+        (
+            Verdict::Broken,
+            format!(
+                "BROKEN: {} could not answer {} results",
+                affected(Verdict::Broken),
+                count(Verdict::Broken)
+            ),
+        )
+    } else if count(Verdict::Drift) > 0 {
+        (
+            Verdict::Drift,
+            format!(
+                "DRIFT: {} drifted in {} of {} results",
+                affected(Verdict::Drift),
+                count(Verdict::Drift),
+                record.results.len()
+            ),
+        )
+    } else if count(Verdict::Unsupported) > 0 {
+        (
+            Verdict::Unsupported,
+            format!(
+                "INCOMPLETE: {} cannot do {} of {} results",
+                affected(Verdict::Unsupported),
+                count(Verdict::Unsupported),
+                record.results.len()
+            ),
+        )
+    } else {
+        let used = record
+            .results
+            .iter()
+            .flat_map(|result| result.observations.values())
+            .filter_map(|observation| Some(observation.error_u? / observation.budget_u))
+            .fold(0.0, f64::max);
+        (
+            Verdict::Pass,
+            format!(
+                "CONFORMS: all targets compute the same model; the largest error is {:.0} % of what is allowed",
+                (used * 100.0).ceil()
+            ),
+        )
+    };
+    let mut text = String::new();
+    for line in wrap(&sentence, style.width) {
+        let _ = writeln!(text, "{}", paint(&line, verdict, style));
+    }
+    text
+}
+
+/// Results grouped by case, in the order of the record.
+fn cases(record: &RunRecord) -> Vec<Vec<&ResultRecord>> {
+    let targets = record.targets.len().max(1);
+    record
+        .results
+        .chunks(targets)
+        .map(|results| results.iter().collect())
+        .collect()
+}
+
+/// A result in a few characters: the error that uses most of its budget, or the verdict.
+fn cell(result: &ResultRecord, style: Style) -> String {
+    let used = |error: Option<f64>, budget: f64| error.unwrap_or(f64::INFINITY) / budget;
+    let worst = result
+        .observations
+        .values()
+        .max_by(|a, b| used(a.error_u, a.budget_u).total_cmp(&used(b.error_u, b.budget_u)));
+    let error = worst.map(|worst| number(worst.error_u.unwrap_or(f64::INFINITY)));
+    let mut text = match (result.verdict, error) {
+        (Verdict::Pass, Some(error)) => error,
+        (verdict, Some(error)) => format!("{} {error}", verdict.name()),
+        (verdict, None) => verdict.name().to_owned(),
+    };
+    let leading = |answer: &Answer| match answer {
+        Answer::FillMask { masks } => masks
+            .iter()
+            .filter_map(|mask| Some(mask.top.first()?.id))
+            .collect::<Vec<_>>(),
+        _ => Vec::new(),
+    };
+    if let (Some(answer), Some(truth)) = (&result.answer, &result.truth_answer)
+        && leading(answer) != leading(truth)
+    {
+        text = format!("{text}\n{}", shorten(&brief(answer), 14));
+    }
+    text.split('\n')
+        .map(|line| paint(line, result.verdict, style))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// An answer on one line.
+fn brief(answer: &Answer) -> String {
+    match answer {
+        Answer::FillMask { masks } if masks.len() == 1 => {
+            masks.first().map(|mask| top(mask, 3)).unwrap_or_default()
+        }
+        Answer::FillMask { masks } => masks
+            .iter()
+            .map(|mask| top(mask, 1))
+            .collect::<Vec<_>>()
+            .join(" / "),
+        Answer::Similarity { cosine } => format!("cosine {cosine:.4}"),
+        Answer::Features { shape, first } => {
+            let first: Vec<String> = first
+                .iter()
+                .take(3)
+                .map(|value| format!("{value:.2}"))
+                .collect();
+            format!("[{}, {}] {} ...", shape[0], shape[1], first.join(" "))
+        }
+    }
+}
+
+fn top(mask: &MaskAnswer, count: usize) -> String {
+    let best = mask.top.iter().take(count).map(|candidate| {
+        format!(
+            "{} {:.1}%",
+            plain(&candidate.token),
+            candidate.probability * 100.0
+        )
+    });
+    best.collect::<Vec<_>>().join(" ")
+}
+
+/// Texts that would not be seen are put in quotes.
+fn quoted(text: &str) -> String {
+    let text = plain(text);
+    if text.trim().is_empty() {
+        format!("\"{text}\"")
+    } else {
+        text
+    }
+}
+
+/// A target as a heading of two lines.
+fn head(target: &str) -> String {
+    match target.split_once('@') {
+        Some((backend, place)) => format!("{}\n@{}", plain(backend), plain(place)),
+        None => plain(target),
+    }
+}
+
+/// A number of u: one decimal where that says something.
+fn number(value: f64) -> String {
+    if !value.is_finite() {
+        "not finite".to_owned()
+    } else if value < 9999.5 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.1e}")
+    }
+}
+
+fn severity(finding: &Finding) -> f64 {
+    match (finding.measured_u, finding.allowed_u) {
+        (Some(measured), Some(allowed)) => measured / allowed,
+        _ if finding.kind == FindingKind::Numeric => f64::INFINITY,
+        _ => 0.0,
+    }
+}
+
+/// Lays a table out; columns from `numbers` on are aligned to the right.
+fn layout(table: Builder, numbers: usize) -> String {
+    let line = HorizontalLine::new('-');
+    let mut table = table.build();
+    table
+        .with(TableStyle::empty().horizontals([(1, line)]))
+        .with(Padding::new(1, 1, 0, 0))
+        .with(Modify::new(Columns::new(numbers..)).with(Alignment::right()));
+    table
+        .to_string()
+        .lines()
+        .map(str::trim_end)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn paint(text: &str, verdict: Verdict, style: Style) -> String {
+    if !style.colour {
+        return text.to_owned();
+    }
+    let colour = match verdict {
+        Verdict::Pass | Verdict::Fixed => AnsiColor::Green,
+        Verdict::New | Verdict::Known | Verdict::Unsupported => AnsiColor::Yellow,
+        Verdict::Drift | Verdict::Broken => AnsiColor::Red,
+    };
+    let ansi = Ansi::new().fg_color(Some(colour.into()));
+    format!("{ansi}{text}{ansi:#}")
+}
+
+/// Columns of the widest line, escape sequences not counted.
+fn visible_width(text: &str) -> usize {
+    let without = |line: &str| {
+        let mut plain = String::new();
+        let mut parts = line.split('\u{1b}');
+        plain.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            plain.push_str(part.split_once('m').map_or("", |(_, rest)| rest));
+        }
+        width(&plain)
+    };
+    text.lines().map(without).max().unwrap_or(0)
+}
+
+fn write_wrapped(text: &mut String, sentence: &str, columns: usize) {
+    for line in wrap(sentence, columns.saturating_sub(4)) {
+        let _ = writeln!(text, "    {line}");
+    }
+}
+
+/// Breaks a sentence at spaces.
+fn wrap(sentence: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in sentence.split(' ') {
+        let last = lines.len() - 1;
+        if lines[last].is_empty() {
+            lines[last] = word.to_owned();
+        } else if width(&lines[last]) + 1 + width(word) <= columns {
+            let line = &mut lines[last];
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}

@@ -1,0 +1,638 @@
+//! What becomes of a run when a worker misbehaves: every kind of death, silence and nonsense is a
+//! finding that says what happened, and the target beside it is not touched.
+//!
+//! The fake worker (`tests/fake-worker`) does what its target asks for. Every run has four batches:
+//! the three cases of suite `single` and the two cases of suite `pair` in one.
+
+#![cfg(test)]
+
+mod support;
+
+use std::path::Path;
+
+use driftgauge_reports::record::{FindingKind, ResultRecord, Verdict};
+use support::{DRIFTGAUGE, Finished, Scene, ends, fake_worker, kill};
+
+/// The targets that must not notice anything.
+const HEALTHY: [&str; 2] = ["fake@cpu/f64?name=healthy", "fake@cpu/f32?name=healthy"];
+/// Nothing is wrong.
+const INTACT: &str = "pass pass pass pass pass";
+/// The second batch is lost and no other.
+const SECOND_LOST: &str = "pass broken pass pass pass";
+/// Everything is lost.
+const ALL_LOST: &str = "broken broken broken broken broken";
+
+/// What must become of one target.
+struct Expected<'a> {
+    /// Its options; `@` stands for a marker in the test's folder.
+    options: &'a str,
+    /// Its verdicts: `capital`, `weather`, `science`; `moon`, `school`.
+    verdicts: &'a str,
+    restarts: usize,
+    /// Part of the first finding of the first case that does not pass.
+    finding: &'a str,
+    /// Part of the stderr that this finding shows.
+    stderr: &'a str,
+}
+
+/// Runs one faulty target beside the healthy ones.
+#[track_caller]
+fn check(exit: i32, expected: &Expected) -> Finished {
+    let expected = std::slice::from_ref(expected);
+    let (scene, targets) = (Scene::new(), [&faulty(expected)[..], &healthy()].concat());
+    let finished = scene.finish(scene.start(Path::new(DRIFTGAUGE), &targets, &[]));
+    check_outcome(&finished, exit, expected);
+    finished
+}
+
+/// The worker breaks on the second batch; a fresh one does the rest.
+#[track_caller]
+fn check_crash(fault: &str, finding: &str) {
+    let options = format!("fault={fault}&at=2&once=@");
+    let finished = check(
+        3,
+        &Expected {
+            options: &options,
+            verdicts: SECOND_LOST,
+            restarts: 1,
+            finding,
+            stderr: "fake worker: ",
+        },
+    );
+    let lost = &results(&finished, 0)[1].findings[0];
+    let stage = "(while running `single/weather`)";
+    finished.expect_in(stage, &lost.message, "the finding");
+}
+
+/// The worker never comes as far as a batch.
+#[track_caller]
+fn check_unusable(options: &str, verdict: &str, finding: &str) {
+    let verdicts = [verdict; 5].join(" ");
+    let finished = check(
+        3,
+        &Expected {
+            options,
+            verdicts: &verdicts,
+            restarts: 0,
+            finding,
+            stderr: "",
+        },
+    );
+    let of_target = finished.record().targets[0].finding.as_ref();
+    let message = of_target.map_or("", |finding| &finding.message);
+    finished.expect_in(finding, message, "the finding of the target");
+}
+
+/// The worker answers, and what it answers is wrong.
+#[track_caller]
+fn check_damage(options: &str, verdicts: &str, finding: &str) -> Finished {
+    check(
+        1,
+        &Expected {
+            options,
+            verdicts,
+            restarts: 0,
+            finding,
+            stderr: "",
+        },
+    )
+}
+
+/// The worker does something odd that must not matter.
+#[track_caller]
+fn check_harmless(options: &str) {
+    check(
+        0,
+        &Expected {
+            options,
+            verdicts: INTACT,
+            restarts: 0,
+            finding: "",
+            stderr: "",
+        },
+    );
+}
+
+/// The faulty targets of a test; each has a marker of its own: `marker-0`, `marker-1`, …
+fn faulty(expected: &[Expected]) -> Vec<String> {
+    let target = |(index, expected): (usize, &Expected)| {
+        let options = expected.options.replace('@', &format!("marker-{index}"));
+        format!("fake@cpu/f64?{options}")
+    };
+    expected.iter().enumerate().map(target).collect()
+}
+
+fn healthy() -> Vec<String> {
+    HEALTHY.map(str::to_owned).to_vec()
+}
+
+fn results(finished: &Finished, target: usize) -> Vec<&ResultRecord> {
+    let results = &finished.record().results;
+    let targets = finished.record().targets.len();
+    results.iter().skip(target).step_by(targets).collect()
+}
+
+fn verdicts(results: &[&ResultRecord]) -> String {
+    let names: Vec<&str> = results.iter().map(|result| result.verdict.name()).collect();
+    names.join(" ")
+}
+
+/// Checks faulty targets, which come first, and the healthy ones behind them.
+#[track_caller]
+fn check_outcome(finished: &Finished, exit: i32, expected: &[Expected]) {
+    let code = finished.status.and_then(|status| status.code());
+    finished.expect(
+        code == Some(exit),
+        format_args!("the exit code should be {exit}"),
+    );
+    let record = finished.record();
+    finished.expect(
+        i32::from(record.summary.exit_code) == exit,
+        "the record says otherwise",
+    );
+    finished.expect_in("record: out/record.json\n", &finished.stdout, "stdout");
+    finished.expect_in("name=healthy", &finished.stdout, "the table");
+    finished.expect(finished.stderr.is_empty(), "nothing should be on stderr");
+    let is_control = |c: char| c.is_control() && c != '\n';
+    finished.expect(
+        !finished.stdout.contains(is_control),
+        "stdout holds control characters",
+    );
+
+    for (index, expected) in expected.iter().enumerate() {
+        check_faulty(finished, index, expected);
+    }
+    for index in expected.len()..record.targets.len() {
+        let (target, results) = (&record.targets[index], results(finished, index));
+        let is_intact = |result: &&ResultRecord| {
+            let has_all = result.observations.len() >= 6 && result.answer.is_some();
+            result.verdict == Verdict::Pass && result.findings.is_empty() && has_all
+        };
+        finished.expect(
+            results.len() == 5 && results.iter().all(is_intact),
+            format_args!("`{}` should be intact", target.target),
+        );
+        finished.expect(
+            target.finding.is_none() && target.restarts == 0,
+            "it should be healthy",
+        );
+    }
+}
+
+#[track_caller]
+fn check_faulty(finished: &Finished, index: usize, expected: &Expected) {
+    let (target, results) = (&finished.record().targets[index], results(finished, index));
+    let (name, found) = (&target.target, verdicts(&results));
+    finished.expect(
+        found == expected.verdicts,
+        format_args!(
+            "`{name}` should have {:?}, has {found:?}",
+            expected.verdicts
+        ),
+    );
+    finished.expect(
+        target.restarts == expected.restarts,
+        format_args!("`{name}` should have {} restarts", expected.restarts),
+    );
+    let Some(bad) = results
+        .iter()
+        .find(|result| result.verdict != Verdict::Pass)
+    else {
+        return;
+    };
+    finished.expect_in(expected.finding, &bad.findings[0].message, name);
+    finished.expect_in(expected.stderr, &bad.findings[0].stderr.join("\n"), name);
+}
+
+#[test]
+fn without_a_fault_everything_passes() {
+    check_harmless("name=faultless");
+}
+
+// The worker dies.
+
+#[test]
+fn abort() {
+    check_crash("abort", "worker `fake` was killed by signal 6 (SIGABRT)");
+}
+
+#[test]
+fn segfault() {
+    check_crash(
+        "segfault",
+        "worker `fake` was killed by signal 11 (SIGSEGV)",
+    );
+}
+
+#[test]
+fn kill_by_itself() {
+    check_crash("kill", "worker `fake` was killed by signal 9 (SIGKILL");
+}
+
+#[test]
+fn exit_status() {
+    check_crash("exit", "worker `fake` ended with exit status 7");
+}
+
+#[test]
+fn panic() {
+    check_crash("panic", "worker `fake` ended with exit status 101");
+}
+
+#[test]
+fn exit_before_hello() {
+    check_unusable(
+        "lib=exit",
+        "broken",
+        "ended with exit status 7 (while starting)",
+    );
+}
+
+#[test]
+fn crash_while_loading() {
+    let message = "was killed by signal 11 (SIGSEGV) (while loading the model)";
+    check_unusable("fault=segfault&at=load", "broken", message);
+}
+
+/// Batches share the fate of their worker: both cases of the fourth are lost.
+#[test]
+fn crash_in_a_batch_of_two() {
+    let expected = Expected {
+        options: "fault=abort&at=4",
+        verdicts: "pass pass pass broken broken",
+        restarts: 0,
+        finding: "(while running `pair/moon`, `pair/school`)",
+        stderr: "fake worker: Abort",
+    };
+    check(3, &expected);
+}
+
+#[test]
+fn a_worker_that_breaks_three_times_in_a_row_is_given_up() {
+    let expected = Expected {
+        options: "fault=abort",
+        verdicts: ALL_LOST,
+        restarts: 2,
+        finding: "was killed by signal 6 (SIGABRT) (while running `single/capital`)",
+        stderr: "fake worker: Abort",
+    };
+    let finished = check(3, &expected);
+    for result in &results(&finished, 0)[3..] {
+        let message = &result.findings[0].message;
+        let expected = "not run: the worker broke on 3 batches in a row and was given up";
+        finished.expect_in(expected, message, &result.case);
+    }
+}
+
+/// The first worker was on the CPU; its replacement says that it is not.
+#[test]
+fn a_fresh_worker_is_held_to_the_request_as_the_first_one_was() {
+    let expected = Expected {
+        options: "fault=abort&at=2&once=@&then=wrong-device",
+        verdicts: "pass broken broken broken broken",
+        restarts: 2,
+        finding: "was killed by signal 6",
+        stderr: "fake worker: Abort",
+    };
+    let finished = check(3, &expected);
+    let message = &results(&finished, 0)[2].findings[0].message;
+    finished.expect_in("loaded the model on cuda:0/f64", message, "the third case");
+}
+
+// The worker is silent.
+
+/// All at once, so that only one deadline has to pass.
+#[test]
+fn hanging_workers_are_killed_at_the_deadline() {
+    let silent = "worker `fake` gave no answer within 15 s and was killed";
+    let hang = |options, stage| Expected {
+        options,
+        verdicts: ALL_LOST,
+        restarts: 0,
+        finding: stage,
+        stderr: "fake worker: Hang",
+    };
+    let lost = |options, finding, stderr| Expected {
+        options,
+        verdicts: SECOND_LOST,
+        restarts: 1,
+        finding,
+        stderr,
+    };
+    let expected = [
+        hang("lib=hang", "(while starting)"),
+        hang("fault=hang&at=load", "(while loading the model)"),
+        lost(
+            "fault=hang&at=2&once=@",
+            "(while running `single/weather`)",
+            "fake worker: Hang",
+        ),
+        lost(
+            "fault=grandchild&at=2&once=@",
+            silent,
+            "fake worker: child ",
+        ),
+        // The child of the worker holds the pipe, so that the death is noticed late; what is said
+        // is what happened all the same.
+        lost(
+            "fault=grandchild-abort&at=2&once=@",
+            "killed by signal 6 (SIGABRT)",
+            "child ",
+        ),
+    ];
+    let (scene, targets) = (Scene::new(), [&faulty(&expected)[..], &healthy()].concat());
+    let running = scene.start(Path::new(DRIFTGAUGE), &targets, &["--timeout", "15"]);
+    let finished = scene.finish(running);
+    check_outcome(&finished, 3, &expected);
+
+    for index in 0..4 {
+        let bad = results(&finished, index)
+            .into_iter()
+            .find(|r| r.verdict == Verdict::Broken);
+        let finding = &bad.expect("there is one").findings[0];
+        finished.expect_in(silent, &finding.message, "the finding");
+        finished.expect(finding.hint.is_some(), "a deadline should come with a hint");
+    }
+    for index in 3..5 {
+        let lost = &results(&finished, index)[1].findings[0];
+        let child = lost
+            .stderr
+            .iter()
+            .find_map(|line| line.strip_prefix("fake worker: child "));
+        let child = child.and_then(|child| rustix::process::Pid::from_raw(child.parse().ok()?));
+        let child = child.expect("the worker says which child it started");
+        finished.expect(ends(child), "the worker's child should be dead");
+    }
+}
+
+// The worker writes what nobody asked for.
+
+#[test]
+fn noise_on_stdout_is_kept_out_of_the_pipe() {
+    check_harmless("fault=stdout-noise");
+}
+
+#[test]
+fn noise_on_stdout_while_loading_is_kept_out_of_the_pipe() {
+    check_harmless("fault=stdout-noise&at=load");
+}
+
+#[test]
+fn a_flood_on_stderr_does_not_block() {
+    check_harmless("fault=stderr-flood");
+}
+
+#[test]
+fn garbage_before_hello() {
+    let message = "answered with garbage: expected a frame, found the bytes \"Intel MKL WARNIN\" \
+                   (while starting)";
+    check_unusable("lib=garbage-frame", "broken", message);
+}
+
+#[test]
+fn garbage_between_frames() {
+    check_crash(
+        "garbage-frame",
+        "answered with garbage: expected a frame, found the bytes \"Intel",
+    );
+}
+
+#[test]
+fn half_a_frame() {
+    check_crash("truncated-frame", "worker `fake` ended with exit status 0");
+}
+
+#[test]
+fn a_length_beyond_the_limit() {
+    check_crash(
+        "huge-length",
+        "a frame's payload claims 18446744073709551615 bytes",
+    );
+}
+
+#[test]
+fn an_answer_of_an_unknown_kind() {
+    check_crash(
+        "wrong-header",
+        "a frame's header is not understood: unknown variant `nonsense`",
+    );
+}
+
+#[test]
+fn a_payload_that_holds_no_tensors() {
+    check_crash(
+        "garbage-payload",
+        "answered with a payload that cannot be read",
+    );
+}
+
+#[test]
+fn an_answer_out_of_turn() {
+    check_crash("out-of-turn", "worker `fake` answered `hello` out of turn");
+}
+
+#[test]
+fn another_protocol_version() {
+    check_unusable(
+        "lib=protocol-version",
+        "broken",
+        "speaks protocol version 2, this driftgauge",
+    );
+}
+
+// The worker refuses, or does not do what was asked.
+
+#[test]
+fn refusal_before_hello() {
+    check_unusable("lib=fail", "broken", "the fake failed");
+}
+
+/// What the target cannot do is not a pass. The message has control characters, which must not
+/// reach the terminal.
+#[test]
+fn refusal_while_loading() {
+    check_unusable(
+        "fault=refuse&at=load",
+        "unsupported",
+        "fake\u{7} can do this",
+    );
+}
+
+#[test]
+fn an_option_that_the_worker_does_not_know() {
+    check_unusable("fualt=abort", "unsupported", "has no option `fualt`");
+}
+
+/// A worker that says that it failed is alive and goes on.
+#[test]
+fn failure_of_one_batch() {
+    let expected = Expected {
+        options: "fault=fail&at=2",
+        verdicts: SECOND_LOST,
+        restarts: 0,
+        finding: "the fake failed",
+        stderr: "",
+    };
+    check(3, &expected);
+}
+
+#[test]
+fn another_device() {
+    let message = "asked for cpu/f64, the worker loaded the model on cuda:0/f64";
+    check_unusable("fault=wrong-device&at=load", "broken", message);
+}
+
+#[test]
+fn an_observation_that_the_model_does_not_have() {
+    let message = "offers `hidden.99`, which this model does not have";
+    check_unusable("fault=unknown-observation&at=load", "broken", message);
+}
+
+// The worker answers with damaged numbers.
+
+const ALL_DRIFT: &str = "drift drift drift drift drift";
+
+/// The first finding is the origin: the embeddings are right.
+#[test]
+fn nan() {
+    let finished = check_damage("fault=nan", ALL_DRIFT, "numbers are NaN or infinite");
+    for result in results(&finished, 0) {
+        let (first, damage) = (&result.findings[0], FindingKind::Damage);
+        let is_first = first.kind == damage && first.observation.as_deref() == Some("hidden.1");
+        finished.expect(is_first, format_args!("`{}` starts elsewhere", result.case));
+        finished.expect(
+            result.observations["embeddings"].within,
+            "the embeddings are right",
+        );
+        let observation = &result.observations["hidden.1"];
+        finished.expect(
+            observation.error_u.is_none() && !observation.within,
+            "NaN has no error",
+        );
+    }
+}
+
+#[test]
+fn wrong_shape() {
+    let message = "`hidden.1`: has shape [192, 11, 1], expected [1, 11, 192]";
+    check_damage(
+        "fault=wrong-shape&at=1",
+        "drift pass pass pass pass",
+        message,
+    );
+}
+
+#[test]
+fn wrong_dtype() {
+    let message = "`hidden.1`: is of dtype f32, the target is declared f64";
+    check_damage(
+        "fault=wrong-dtype&at=3",
+        "pass pass drift pass pass",
+        message,
+    );
+}
+
+#[test]
+fn missing_observation() {
+    let message = "`hidden.2`: the observation is missing from the answer";
+    check_damage(
+        "fault=missing-observation&at=2",
+        "pass drift pass pass pass",
+        message,
+    );
+}
+
+#[test]
+fn wrong_name() {
+    let message = "`hidden.2`: the observation is missing from the answer";
+    check_damage(
+        "fault=wrong-name&at=2",
+        "pass drift pass pass pass",
+        message,
+    );
+}
+
+/// The logits are too large by 1e-3: cases that use no logits pass, and the error is measured right.
+#[test]
+fn drift() {
+    let finished = check_damage("fault=drift", "drift pass pass drift drift", "`logits` is ");
+    for index in [0, 3, 4] {
+        let findings = &results(&finished, 0)[index].findings;
+        let kinds: Vec<FindingKind> = findings.iter().map(|finding| finding.kind).collect();
+        finished.expect(kinds == [FindingKind::Numeric], "one cause is one finding");
+        let bits = findings[0].measured_u.map_or(0.0, f64::log2);
+        let expected = (1e-3 * 2f64.powi(53)).log2();
+        finished.expect(
+            (bits - expected).abs() < 1e-6,
+            "2^53 u are the whole of a number",
+        );
+    }
+}
+
+/// Nothing is wrong with the numbers but their place: batches of one sequence pass, and the two
+/// texts of a similarity case are a batch of two.
+#[test]
+fn swapped_rows() {
+    let verdicts = "pass drift pass drift drift";
+    let finished = check_damage("fault=swapped-rows", verdicts, "`embeddings` is ");
+    let kind = results(&finished, 0)[3].findings[0].kind;
+    finished.expect(kind == FindingKind::Numeric, "swapped numbers are whole");
+}
+
+// Blows from outside.
+
+#[test]
+fn a_worker_without_executable_does_not_touch_the_others() {
+    let scene = Scene::new();
+    let program = scene.path("driftgauge");
+    std::fs::hard_link(DRIFTGAUGE, &program).unwrap();
+    std::fs::hard_link(fake_worker(), scene.path("driftgauge-worker-fake")).unwrap();
+    let targets = [vec!["onnx@cpu/f32".to_owned()], healthy()].concat();
+    let finished = scene.finish(scene.start(&program, &targets, &[]));
+    let expected = Expected {
+        options: "",
+        verdicts: ALL_LOST,
+        restarts: 0,
+        finding: "worker `onnx` cannot be started: ",
+        stderr: "",
+    };
+    check_outcome(&finished, 3, &[expected]);
+    let finding = finished.record().targets[0].finding.as_ref();
+    let hint = finding.and_then(|finding| finding.hint.as_deref());
+    finished.expect(
+        hint == Some("cargo build --release -p driftgauge-onnx"),
+        format_args!("the hint should mend it, is {hint:?}"),
+    );
+}
+
+#[test]
+fn a_worker_that_is_killed_from_outside() {
+    let expected = [Expected {
+        options: "fault=hang&at=2&once=@",
+        verdicts: SECOND_LOST,
+        restarts: 1,
+        finding: "worker `fake` was killed by signal 9",
+        stderr: "fake worker: Hang",
+    }];
+    let (scene, targets) = (Scene::new(), [&faulty(&expected)[..], &healthy()].concat());
+    let running = scene.start(Path::new(DRIFTGAUGE), &targets, &[]);
+    kill(scene.process_of("marker-0"));
+    check_outcome(&scene.finish(running), 3, &expected);
+}
+
+/// Workers of a harness that was killed do not stay behind, not even one that never looks at its
+/// pipe again.
+#[test]
+fn workers_die_with_the_harness() {
+    let scene = Scene::new();
+    let targets = ["fake@cpu/f64?fault=hang&at=2&once=marker-0".to_owned()];
+    let running = scene.start(Path::new(DRIFTGAUGE), &targets, &[]);
+    let worker = scene.process_of("marker-0");
+    kill(running.process());
+    let finished = scene.finish(running);
+    finished.expect(ends(worker), "the worker should be dead");
+    finished.expect(
+        finished.record.is_err(),
+        "a killed run should leave no record",
+    );
+}
