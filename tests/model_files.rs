@@ -220,35 +220,46 @@ fn no_room_for_a_text() {
     bad_checkpoint(change, "vocab.txt", problem);
 }
 
-/// A `tokenizer.json` that is understood and does not fit.
+/// A `tokenizer.json` that gives its last token and its texts a certain ID and segment, and of which
+/// something is replaced.
 #[track_caller]
-fn bad_tokenizer(last_id: usize, segment: usize, problem: &str) {
+fn bad_tokenizer(last_id: Option<usize>, segment: usize, from: &str, to: &str, problem: &str) {
     let model = Checkpoint::new();
     let folder = Folder::with(&model);
+    let last_id = last_id.unwrap_or(model.vocabulary.len() - 1);
     let json = tokenizer_json(&model.vocabulary, last_id, segment);
-    folder.write("model/tokenizer.json", json);
+    assert!(json.contains(from), "no {from} in {json}");
+    folder.write("model/tokenizer.json", json.replacen(from, to, 1));
     folder.refuses_model("tokenizer.json", problem);
 }
 
 #[test]
 fn a_token_without_an_embedding() {
-    bad_tokenizer(
-        1000,
-        0,
-        "gives `##c` the ID 1000, config.json says `vocab_size`",
-    );
+    let problem = "gives `##c` the ID 1000, config.json says `vocab_size`";
+    bad_tokenizer(Some(1000), 0, "", "", problem);
+}
+
+#[test]
+fn a_special_token_without_an_embedding() {
+    let problem = "adds a token of ID 1000, config.json says `vocab_size`";
+    bad_tokenizer(None, 0, "\"ids\":[3]", "\"ids\":[1000]", problem);
+}
+
+/// The tokenizers library takes it and panics on the first text.
+#[test]
+fn a_special_token_without_an_id() {
+    let problem = "the template adds `[SEP]` and does not say its ID";
+    bad_tokenizer(None, 0, "\"[SEP]\":{", "\"[SAP]\":{", problem);
 }
 
 #[test]
 fn a_segment_without_an_embedding() {
-    let last = Checkpoint::new().vocabulary.len() - 1;
     let problem = "puts tokens into segment 2, config.json says `type_vocab_size` 2";
-    bad_tokenizer(last, 2, problem);
+    bad_tokenizer(None, 2, "", "", problem);
 }
 
 #[test]
 fn a_broken_tokenizer() {
-    let folder = Folder::with(&Checkpoint::new());
-    folder.write("model/tokenizer.json", "{");
-    folder.refuses_model("tokenizer.json", "not understood: ");
+    let problem = "not valid JSON: key must be a string";
+    bad_tokenizer(None, 0, "{", "{,", problem);
 }

@@ -18,7 +18,11 @@ pub const MOST_EFFECTIVE_BITS: f64 = 53.0;
 
 impl Distance {
     /// Measures `y` against `truth`, element by element.
+    ///
+    /// # Panics
+    /// Where the lengths differ: that is damage, to be found before anything is measured.
     pub fn between(y: &[f64], truth: &[f64]) -> Self {
+        assert_eq!(y.len(), truth.len(), "numbers and their truth");
         let (mut max_abs, mut max_rel) = (0.0f64, 0.0f64);
         let (mut squares, mut truth_squares, mut y_squares, mut dot) = (0.0, 0.0, 0.0, 0.0);
         for (y, truth) in y.iter().zip(truth) {

@@ -115,8 +115,8 @@ pub fn run_target(
     Some(outcome)
 }
 
-/// A worker that runs on another device or in another dtype than asked for, or offers what there is
-/// no truth for, is broken, whatever it answers.
+/// A worker that runs on another device or in another dtype than asked for, offers what there is no
+/// truth for, or does not offer what answers are made of, is broken, whatever it answers.
 fn as_requested(request: &LoadRequest, loaded: Loaded) -> Result<Loaded, Trouble> {
     let is_known = |name: &String| match name.as_str() {
         observation::EMBEDDINGS => true,
@@ -124,6 +124,10 @@ fn as_requested(request: &LoadRequest, loaded: Loaded) -> Result<Loaded, Trouble
         other => (1..=request.config.num_hidden_layers).any(|n| other == observation::hidden(n)),
     };
     let unknown = loaded.observations.iter().find(|name| !is_known(name));
+    let last = observation::hidden(request.config.num_hidden_layers);
+    let logits = request.mlm_head.then(|| observation::LOGITS.to_owned());
+    let mut needed = [Some(last), logits].into_iter().flatten();
+    let needed = needed.find(|name| !loaded.observations.contains(name));
     let message = if loaded.device != request.device || loaded.dtype != request.dtype {
         format!(
             "asked for {}/{}, the worker loaded the model on {}/{}",
@@ -131,6 +135,8 @@ fn as_requested(request: &LoadRequest, loaded: Loaded) -> Result<Loaded, Trouble
         )
     } else if let Some(unknown) = unknown {
         format!("the worker offers `{unknown}`, which this model does not have")
+    } else if let Some(needed) = needed {
+        format!("the worker does not offer `{needed}`, of which answers are made")
     } else {
         return Ok(loaded);
     };

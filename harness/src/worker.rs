@@ -96,6 +96,8 @@ pub struct Worker {
     replies: Receiver<Received>,
     stderr: Arc<Mutex<VecDeque<String>>>,
     stderr_closed: Receiver<()>,
+    /// Number of the last request to run.
+    asked: u64,
 }
 
 impl Worker {
@@ -133,12 +135,17 @@ impl Worker {
             replies,
             stderr,
             stderr_closed,
+            asked: 0,
         };
         let hello = match worker.receive(&Stage::Start)? {
             (Reply::Hello(hello), _) => hello,
             (Reply::Failed(failure), _) => return Err(Trouble::Refused(failure)),
             (other, _) => return Err(worker.out_of_turn(Stage::Start, &other)),
         };
+        if hello.backend != worker.launch.backend {
+            let message = format!("introduced itself as `{}`", hello.backend);
+            return Err(worker.broken(Stage::Start, message, None));
+        }
         if hello.protocol != PROTOCOL_VERSION {
             let message = format!(
                 "speaks protocol version {}, this driftgauge speaks {PROTOCOL_VERSION}",
@@ -176,7 +183,9 @@ impl Worker {
         cases: &str,
     ) -> Result<(Ran, BTreeMap<String, Tensor>), Trouble> {
         let stage = Stage::Run(cases.to_owned());
+        self.asked += 1;
         let request = Request::Run(RunRequest {
+            number: self.asked,
             wanted: wanted.to_vec(),
             logit_rows: batch.logit_rows.clone(),
         });
@@ -184,7 +193,12 @@ impl Worker {
             .map_err(|error| Trouble::Refused(Failure::error(error.to_string())))?;
         match self.ask(&request, &payload, &stage)? {
             (Reply::Ran(ran), payload) => match decode_tensors(&payload) {
-                Ok(tensors) => Ok((ran, tensors)),
+                Ok(tensors) if ran.number == self.asked => Ok((ran, tensors)),
+                Ok(_) => {
+                    let message =
+                        format!("answered request {}, asked was {}", ran.number, self.asked);
+                    Err(self.broken(stage, message, None))
+                }
                 Err(error) => {
                     let message = format!("answered with a payload that cannot be read: {error}");
                     Err(self.broken(stage, message, None))
@@ -222,12 +236,19 @@ impl Worker {
                 Err(self.broken(stage.clone(), message, None))
             }
             // A pipe that ends, between frames or inside one: the exit status says why.
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => {
+            Ok(ended) => {
                 let status = self.wait_for_exit();
-                let message = describe_exit(status);
+                let mut message = describe_exit(status);
+                if ended.is_err() {
+                    message.push_str(" in the middle of an answer");
+                }
                 let hint = (*stage == Stage::Start)
                     .then(|| "run `ci/setup` and build again, then `driftgauge doctor`".to_owned());
                 Err(self.broken(stage.clone(), message, hint))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let message = describe_exit(self.wait_for_exit());
+                Err(self.broken(stage.clone(), message, None))
             }
             Err(RecvTimeoutError::Timeout) if self.has_exited() => {
                 let how = describe_exit(self.wait_for_exit());

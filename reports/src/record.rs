@@ -331,16 +331,16 @@ pub struct Finding {
     pub stderr: Vec<String>,
 }
 
-/// Kinds of [`Finding`].
+/// Kinds of [`Finding`], the mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FindingKind {
+    /// The target cannot do it.
+    Unsupported,
     /// The error is larger than the budget.
     Numeric,
     /// Not finite, of another shape or dtype than asked for, or missing.
     Damage,
-    /// The target cannot do it.
-    Unsupported,
     /// The target crashed, hung, answered garbage, or failed.
     Broken,
 }

@@ -19,6 +19,12 @@ use crate::text::{plain, shorten, width};
 
 /// Cases whose answers are shown.
 const SHOWN_CASES: usize = 12;
+/// Columns below which the answers are left out.
+const NARROWEST_ANSWERS: usize = 36;
+/// Columns that a case gets whatever happens.
+const NARROWEST_CASE: usize = 12;
+/// Columns of a target's options, and of an answer that differs.
+const CELL: usize = 14;
 /// Findings that are shown.
 const SHOWN_FINDINGS: usize = 8;
 
@@ -109,28 +115,32 @@ fn answers(record: &RunRecord, style: Style) -> String {
             .unwrap_or(0);
         used += widest.max(visible_width(head)) + 2;
     }
-    let free = style.width.saturating_sub(used + 4).max(24);
-    let (case_width, answer_width) = (free / 2, free - free / 2);
+    let free = style.width.saturating_sub(used + 4);
+    // With many targets the answers give way: they are in the record.
+    let with_answers = free >= NARROWEST_ANSWERS;
+    let case_width = if with_answers {
+        free / 2
+    } else {
+        (free + 2).max(NARROWEST_CASE)
+    };
 
     let mut table = Builder::default();
-    let titles = ["case".to_owned(), "the truth (f64) answers".to_owned()];
-    table.push_record(titles.into_iter().chain(heads));
+    let title = with_answers.then(|| "the truth (f64) answers".to_owned());
+    table.push_record(["case".to_owned()].into_iter().chain(title).chain(heads));
     for (results, cells) in shown.iter().zip(cells) {
         let texts: Vec<String> = results[0].texts.iter().map(|text| quoted(text)).collect();
+        let text = shorten(&texts.join(" | "), case_width);
         let answer = results[0]
             .truth_answer
             .as_ref()
             .map(brief)
             .unwrap_or_default();
-        let row = [
-            shorten(&texts.join(" | "), case_width),
-            shorten(&answer, answer_width),
-        ];
-        table.push_record(row.into_iter().chain(cells));
+        let answer = with_answers.then(|| shorten(&answer, free - case_width));
+        table.push_record([text].into_iter().chain(answer).chain(cells));
     }
     let mut text = format!(
         "answers, and the largest error of each target in u (u = unit roundoff)\n{}\n",
-        layout(table, 2)
+        layout(table, if with_answers { 2 } else { 1 })
     );
     let hidden = cases.len() - shown.len();
     if hidden > 0 {
@@ -188,6 +198,7 @@ fn distances(record: &RunRecord, _: Style) -> String {
                 .iter()
                 .map(|target| match of_target.get(target.target.as_str()) {
                     None => "-".to_owned(),
+                    Some(worst) if !worst.error_u.is_finite() => number(worst.error_u),
                     Some(worst) => format!("{} u {:4.1} bits", number(worst.error_u), worst.bits),
                 });
         table.push_record([plain(name), allowed].into_iter().chain(cells));
@@ -296,20 +307,15 @@ fn findings(record: &RunRecord, style: Style) -> String {
             "  {} {place}{more}",
             paint(&word, result.verdict, style)
         );
-        let starts = if finding.observation.is_some() {
-            "starts at "
-        } else {
-            ""
-        };
         let followed = match group.followed {
             0 => String::new(),
-            followed => format!("; {followed} later observations follow"),
+            1 => "; the drift starts there, 1 later observation follows".to_owned(),
+            followed => {
+                format!("; the drift starts there, {followed} later observations follow")
+            }
         };
-        write_wrapped(
-            &mut text,
-            &format!("{starts}{}{followed}", plain(&finding.message)),
-            style.width,
-        );
+        let sentence = format!("{}{followed}", plain(&finding.message));
+        write_wrapped(&mut text, &sentence, style.width);
         for line in &finding.stderr {
             let _ = writeln!(
                 text,
@@ -331,68 +337,55 @@ fn findings(record: &RunRecord, style: Style) -> String {
     text
 }
 
-/// One line that says whether to worry.
+/// One line for each thing to worry about, or one that says there is none.
 fn conclusion(record: &RunRecord, style: Style) -> String {
-    let count = |verdict: Verdict| record.summary.verdicts.get(&verdict).copied().unwrap_or(0);
-    let affected = |verdict: Verdict| {
-        let affected = record.targets.iter().filter(|target| {
-            record
+    let mut text = String::new();
+    let mut say = |verdict: Verdict, sentence: &str| {
+        for line in wrap(sentence, style.width) {
+            let _ = writeln!(text, "{}", paint(&line, verdict, style));
+        }
+    };
+    let mut conforms = true;
+    for (verdict, word, deed) in [
+        (Verdict::Broken, "BROKEN", "gave no result for"),
+        (Verdict::Drift, "DRIFT", "drifted in"),
+        (Verdict::Unsupported, "INCOMPLETE", "cannot do"),
+    ] {
+        for target in &record.targets {
+            let own = record
                 .results
                 .iter()
-                .any(|r| r.target == target.target && r.verdict == verdict)
-        });
-        affected
-            .map(|target| plain(&target.target))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let (verdict, sentence) = if count(Verdict::Broken) > 0 {
-        (
-            Verdict::Broken,
-            format!(
-                "BROKEN: {} could not answer {} results",
-                affected(Verdict::Broken),
-                count(Verdict::Broken)
-            ),
-        )
-    } else if count(Verdict::Drift) > 0 {
-        (
-            Verdict::Drift,
-            format!(
-                "DRIFT: {} drifted in {} of {} results",
-                affected(Verdict::Drift),
-                count(Verdict::Drift),
-                record.results.len()
-            ),
-        )
-    } else if count(Verdict::Unsupported) > 0 {
-        (
-            Verdict::Unsupported,
-            format!(
-                "INCOMPLETE: {} cannot do {} of {} results",
-                affected(Verdict::Unsupported),
-                count(Verdict::Unsupported),
-                record.results.len()
-            ),
-        )
-    } else {
-        let used = record
+                .filter(|result| result.target == target.target);
+            let (mut all, mut affected) = (0, 0);
+            for result in own {
+                all += 1;
+                affected += usize::from(result.verdict == verdict);
+            }
+            if affected > 0 {
+                conforms = false;
+                let target = plain(&target.target);
+                say(
+                    verdict,
+                    &format!("{word}: {target} {deed} {affected} of {all} cases"),
+                );
+            }
+        }
+    }
+    if conforms {
+        let observations = record
             .results
             .iter()
-            .flat_map(|result| result.observations.values())
-            .filter_map(|observation| Some(observation.error_u? / observation.budget_u))
+            .flat_map(|result| result.observations.values());
+        let used = observations
+            .filter_map(|one| Some(one.error_u? / one.budget_u))
             .fold(0.0, f64::max);
-        (
+        say(
             Verdict::Pass,
-            format!(
+            &format!(
                 "CONFORMS: all targets compute the same model; the largest error is {:.0} % of what is allowed",
                 (used * 100.0).ceil()
             ),
-        )
-    };
-    let mut text = String::new();
-    for line in wrap(&sentence, style.width) {
-        let _ = writeln!(text, "{}", paint(&line, verdict, style));
+        );
     }
     text
 }
@@ -430,7 +423,7 @@ fn cell(result: &ResultRecord, style: Style) -> String {
     if let (Some(answer), Some(truth)) = (&result.answer, &result.truth_answer)
         && leading(answer) != leading(truth)
     {
-        text = format!("{text}\n{}", shorten(&brief(answer), 14));
+        text = format!("{text}\n{}", shorten(&brief(answer), CELL));
     }
     text.split('\n')
         .map(|line| paint(line, result.verdict, style))
@@ -482,12 +475,16 @@ fn quoted(text: &str) -> String {
     }
 }
 
-/// A target as a heading of two lines.
+/// A target as a heading: the backend, the place, and the options where there are any.
 fn head(target: &str) -> String {
-    match target.split_once('@') {
-        Some((backend, place)) => format!("{}\n@{}", plain(backend), plain(place)),
-        None => plain(target),
+    let (place, options) = target.split_at(target.find('?').unwrap_or(target.len()));
+    let (backend, device) = place.split_at(place.find('@').unwrap_or(place.len()));
+    let mut text = format!("{}\n{}", plain(backend), plain(device));
+    if !options.is_empty() {
+        text.push('\n');
+        text.push_str(&shorten(&plain(options), CELL));
     }
+    text
 }
 
 /// A number of u: one decimal where that says something.

@@ -1,5 +1,7 @@
 //! Runs the `driftgauge` program in a folder of its own and keeps everything that it said.
 
+pub mod outcome;
+
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};

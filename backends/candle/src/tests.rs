@@ -32,6 +32,7 @@ fn converse(
     write_frame(&mut input, &Request::Load(Box::new(load)), &[]).unwrap();
     for (batch, wanted) in runs {
         let request = Request::Run(RunRequest {
+            number: 1,
             wanted: wanted.iter().map(ToString::to_string).collect(),
             logit_rows: batch.logit_rows.clone(),
         });

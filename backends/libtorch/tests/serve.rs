@@ -66,6 +66,7 @@ fn everything() -> Vec<String> {
 
 fn run_request(batch: &Batch, wanted: Vec<String>) -> (Request, Vec<u8>) {
     let request = RunRequest {
+        number: 1,
         wanted,
         logit_rows: batch.logit_rows.clone(),
     };

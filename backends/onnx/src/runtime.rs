@@ -129,12 +129,11 @@ impl Runtime {
 /// # Errors
 /// Where the file is not a library, not ONNX Runtime, or too old.
 pub fn probe(path: &Path) -> Result<String, Failure> {
-    let hint = format!("give the target `?lib=` a libonnxruntime.so of version 1.17 or later");
+    let hint = "give the target `?lib=` a libonnxruntime.so of version 1.17 or later";
     // SAFETY: loading runs the library's own start-up code; the user named it as their runtime.
     let library = unsafe { Library::new(path) }.map_err(|error| {
         let words = in_full(&error);
-        Failure::error(format!("`{}` cannot be loaded: {words}", path.display()))
-            .with_hint(hint.as_str())
+        Failure::error(format!("`{}` cannot be loaded: {words}", path.display())).with_hint(hint)
     })?;
     // A library that has started is never unloaded: it may have left threads or handlers behind.
     let library = ManuallyDrop::new(library);
@@ -142,8 +141,7 @@ pub fn probe(path: &Path) -> Result<String, Failure> {
     let base = unsafe { library.get::<extern "C" fn() -> *const OrtApiBase>(b"OrtGetApiBase") };
     let base = base.map_err(|error| {
         let words = in_full(&error);
-        Failure::error(format!("`{}` is not ONNX Runtime: {words}", path.display()))
-            .with_hint(hint.as_str())
+        Failure::error(format!("`{}` is not ONNX Runtime: {words}", path.display())).with_hint(hint)
     })?;
     // SAFETY: ONNX Runtime returns null or a pointer to a static structure.
     let base = unsafe { base().as_ref() };

@@ -47,6 +47,8 @@ pub struct LoadRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunRequest {
+    /// Returned with the answer, so that an answer too many cannot pass for the next one.
+    pub number: u64,
     /// Names of observations, each one of those that [`Loaded::observations`] offers.
     pub wanted: Vec<String>,
     /// The rows of `logits`, as (sequence, position) pairs, in this order.
@@ -105,6 +107,8 @@ pub struct Loaded {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ran {
+    /// [`RunRequest::number`] of the request that this answers.
+    pub number: u64,
     /// Time that the forward pass took, in seconds.
     pub seconds: f64,
 }

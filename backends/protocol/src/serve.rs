@@ -93,10 +93,16 @@ fn run(model: Option<&mut (dyn LoadedModel + '_)>, request: RunRequest, payload:
     let model = model.ok_or_else(|| Failure::error("asked to run before a model was loaded"))?;
     let tensors = decode_tensors(payload)
         .map_err(|error| Failure::error(format!("the batch cannot be read: {error}")))?;
-    let batch = Batch::from_tensors(tensors, request.logit_rows)?;
+    let RunRequest {
+        number,
+        wanted,
+        logit_rows,
+    } = request;
+    let batch = Batch::from_tensors(tensors, logit_rows)?;
     let start = Instant::now();
-    let observations = model.run(&batch, &request.wanted)?;
+    let observations = model.run(&batch, &wanted)?;
     let ran = Ran {
+        number,
         seconds: start.elapsed().as_secs_f64(),
     };
     Ok((Reply::Ran(ran), observations))
@@ -117,7 +123,8 @@ fn take_stdout() -> io::Result<impl Write> {
             ));
         }
     }
-    let output = rustix::io::dup(io::stdout())?;
+    // Not for children: one that outlived this process would keep the pipe open.
+    let output = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
     rustix::stdio::dup2_stdout(io::stderr())?;
     Ok(std::fs::File::from(output))
 }
@@ -236,6 +243,7 @@ mod tests {
     fn run_request(batch: &Batch) -> (Request, Vec<u8>) {
         let wanted = vec![observation::EMBEDDINGS.to_owned()];
         let request = RunRequest {
+            number: 7,
             wanted,
             logit_rows: batch.logit_rows.clone(),
         };
@@ -250,7 +258,7 @@ mod tests {
         let replies = converse(&[(load_request(Dtype::F32), vec![]), run_request(&batch())]);
         assert!(matches!(replies[0].0, Reply::Hello(_)));
         assert!(matches!(&replies[1].0, Reply::Loaded(loaded) if loaded.device == "cpu"));
-        assert!(matches!(replies[2].0, Reply::Ran(_)));
+        assert!(matches!(replies[2].0, Reply::Ran(Ran { number: 7, .. })));
         let tensors = decode_tensors(&replies[2].1).unwrap();
         assert_eq!(tensors[observation::EMBEDDINGS].to_f64(), vec![5.0, 7.0]);
     }

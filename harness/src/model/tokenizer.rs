@@ -9,6 +9,7 @@ use std::path::Path;
 use ahash::AHashMap;
 use driftgauge_protocol::BertConfig;
 use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
@@ -147,8 +148,16 @@ impl Tokenizer {
                 self.max_length
             ));
         }
+        let encoded = self.encode(MASK)?;
+        let words = architecture.vocab_size;
+        let highest = encoded.ids.into_iter().max().unwrap_or(0);
+        if highest as usize >= words {
+            return Err(format!(
+                "adds a token of ID {highest}, config.json says `vocab_size` {words}"
+            ));
+        }
         let segments = architecture.type_vocab_size;
-        let highest = self.encode(MASK)?.type_ids.into_iter().max().unwrap_or(0);
+        let highest = encoded.type_ids.into_iter().max().unwrap_or(0);
         if highest as usize >= segments {
             return Err(format!(
                 "puts tokens into segment {highest}, config.json says `type_vocab_size` {segments}"
@@ -200,10 +209,37 @@ impl Tokenizer {
 }
 
 fn from_tokenizer_json(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer, ModelError> {
-    tokenizers::Tokenizer::from_bytes(bytes).map_err(|cause| ModelError::Tokenizer {
+    let error = |problem: String| ModelError::Tokenizer {
         path: path.to_owned(),
-        problem: format!("not understood: {cause}"),
-    })
+        problem,
+    };
+    let json: Value =
+        serde_json::from_slice(bytes).map_err(|cause| error(format!("not valid JSON: {cause}")))?;
+    check_template(&json["post_processor"]).map_err(error)?;
+    tokenizers::Tokenizer::from_bytes(bytes)
+        .map_err(|cause| error(format!("not understood: {cause}")))
+}
+
+/// Refuses templates on which `tokenizers` would panic later.
+fn check_template(processor: &Value) -> Result<(), String> {
+    let list = |value: &'_ Value| value.as_array().cloned().unwrap_or_default();
+    for inner in list(&processor["processors"]) {
+        check_template(&inner)?;
+    }
+    for piece in list(&processor["single"]) {
+        if piece["Sequence"]["id"] == "B" {
+            return Err("the template for one text has a place for a second one".to_owned());
+        }
+        if let Some(token) = piece["SpecialToken"]["id"].as_str()
+            && processor["special_tokens"].get(token).is_none()
+        {
+            let token = token.escape_debug();
+            return Err(format!(
+                "the template adds `{token}` and does not say its ID"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A token whose ID has no row in the embeddings.

@@ -47,6 +47,8 @@ pub enum Fault {
     GarbagePayload,
     /// Answers a message that was not asked for.
     OutOfTurn,
+    /// Answers an earlier request once more.
+    StaleAnswer,
 
     /// Says that it cannot do this, with a message meant to break a terminal.
     Refuse,
@@ -130,6 +132,7 @@ impl Fault {
                 frame::write_frame(&mut pipe, &header, b"")
             }
             Fault::GarbagePayload => pipe.write_all(&ran_frame(b"no tensors")),
+            Fault::StaleAnswer => pipe.write_all(&ran_frame(b"")),
             Fault::OutOfTurn => {
                 let header = serde_json::json!({"reply": "hello", "protocol": PROTOCOL_VERSION,
                     "backend": "fake", "library": "", "version": "", "properties": {}});
@@ -171,9 +174,14 @@ fn start_child() {
     }
 }
 
+/// An answer to request 0, which nobody asked.
 fn ran_frame(payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
+    let ran = Ran {
+        number: 0,
+        seconds: 0.0,
+    };
     // Writing into memory does not fail.
-    let _ = frame::write_frame(&mut bytes, &Reply::Ran(Ran { seconds: 0.0 }), payload);
+    let _ = frame::write_frame(&mut bytes, &Reply::Ran(ran), payload);
     bytes
 }

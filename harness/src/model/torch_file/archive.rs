@@ -125,11 +125,11 @@ mod tests {
             .map(|byte| if byte == b'e' { b'a' } else { byte })
             .collect();
         check(&twice, "two entries of one name");
-        let headers = whole
+        let mut headers = whole
             .windows(4)
             .enumerate()
             .filter(|(_, bytes)| bytes == b"PK\x01\x02");
-        let (last, _) = headers.last().unwrap();
+        let (last, _) = headers.next_back().unwrap();
         let mut encrypted = whole.clone();
         encrypted[last + 8] |= 1;
         check(&encrypted, "`a/data/k` is encrypted");
