@@ -188,7 +188,7 @@ fn onnx_runtime_that_is_too_old() {
 fn onnx_runtime_that_is_not_there() {
     let folder = Folder::new();
     let library = folder.path("gone.so");
-    let hint = "run ci/setup, or set DRIFTGAUGE_LIBRARY to a libonnxruntime.so";
+    let hint = "run `ci/setup`, or give the target `?lib=` a libonnxruntime.so";
     bad_onnx_runtime(folder, &library, "No such file or directory", hint);
 }
 
@@ -196,7 +196,7 @@ fn onnx_runtime_that_is_not_there() {
 fn no_onnx_runtime_at_all() {
     let scene = Scene::without_runtimes(&["candle", "onnx"]);
     let problem = "there is no libonnxruntime.so in `.runtimes/onnxruntime/`";
-    check(&scene, "onnx@cpu/f32", &[problem], "run ci/setup");
+    check(&scene, "onnx@cpu/f32", &[problem], "run `ci/setup`");
 }
 
 // ---- libtorch ----------------------------------------------------------------------------------
@@ -247,8 +247,13 @@ fn libtorch_of_another_version() {
     let source = "unsigned long long aoti_torch_abi_version(void) { return 0x020a000000000000; }";
     let library = library(&folder, "libversion.so", source);
     let scene = Scene::with_variable(folder, "LD_PRELOAD", library);
-    let problem = "the loaded libtorch is 2.10.0, this worker needs 2.11";
-    check(&scene, "libtorch@cpu/f32", &[problem], "run `ci/setup`");
+    let problem = "is 2.10.0, this worker needs 2.11";
+    check(
+        &scene,
+        "libtorch@cpu/f32",
+        &["/libtorch_cpu.so`", problem],
+        "run `ci/setup`",
+    );
 }
 
 // ---- workers -----------------------------------------------------------------------------------

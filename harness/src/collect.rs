@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use driftgauge_protocol::property;
 use driftgauge_reports::record::{
     Answer, FileRecord, ModelRecord, RECORD_FORMAT, RECORD_VERSION, ResultRecord, RunRecord,
     RunTime, SuiteRecord, Summary, TargetRecord, TargetTime, Tokens, Verdict,
@@ -67,7 +68,11 @@ pub fn collect(
         targets: outcomes.iter().map(target_record).collect(),
         results,
         host: surroundings.host,
-        paths: surroundings.paths,
+        paths: surroundings
+            .paths
+            .into_iter()
+            .chain(library_paths(outcomes))
+            .collect(),
         time: surroundings.time,
     }
 }
@@ -206,6 +211,18 @@ fn suite_record(suite: &Suite, plan: &Plan) -> SuiteRecord {
             .count(),
         cases: suite.cases.len(),
     }
+}
+
+/// Which library each target loaded, where it says so.
+fn library_paths(outcomes: &[TargetOutcome]) -> impl Iterator<Item = (String, String)> {
+    outcomes.iter().filter_map(|outcome| {
+        let path = outcome
+            .hello
+            .as_ref()?
+            .properties
+            .get(property::LIBRARY_PATH)?;
+        Some((format!("library of {}", outcome.target), path.clone()))
+    })
 }
 
 fn target_record(outcome: &TargetOutcome) -> TargetRecord {

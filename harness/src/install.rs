@@ -88,6 +88,10 @@ impl Install {
         if let Ok(paths) = std::env::join_paths(libraries) {
             variables.push(("LD_LIBRARY_PATH".to_owned(), paths));
         }
+        // glibc would give every large activation back to the kernel and fault it in again.
+        for variable in ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"] {
+            variables.push((variable.to_owned(), (1u32 << 30).to_string().into()));
+        }
         let program = self.worker(backend);
         Launch {
             backend: backend.to_owned(),

@@ -85,6 +85,17 @@ pub enum PlanError {
     },
 }
 
+impl PlanError {
+    /// The next step for the user.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Pattern { .. } => "patterns are globs: --case 'fill-mask/*'",
+            Self::Tokenize { .. } => "change the text, or the model's tokenizer files",
+            Self::NoMask { .. } => "put the mask earlier, or shorten the text",
+        }
+    }
+}
+
 /// Makes the plan of a run. `patterns` select cases by `suite/case` or by the case's name; without
 /// any, all are selected.
 ///

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use driftgauge_protocol::frame::{FrameError, read_frame, write_frame};
 use driftgauge_protocol::{
     Batch, Failure, Hello, LoadRequest, Loaded, PROTOCOL_VERSION, Ran, Reply, Request, RunRequest,
-    Tensor, decode_tensors, encode_tensors,
+    Tensor, decode_tensors, encode_tensors, environment,
 };
 
 /// What arrives on a worker's pipe: a reply with its payload, the end, or garbage.
@@ -338,6 +338,8 @@ fn spawn(launch: &Launch) -> Result<Child, Trouble> {
     command
         // A backtrace would push the message of a panic out of the lines that are kept.
         .env_remove("RUST_BACKTRACE")
+        // Only a target's own `lib` option names a library.
+        .env_remove(environment::LIBRARY)
         .envs(launch.environment.iter().map(|(key, value)| (key, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

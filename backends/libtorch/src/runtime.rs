@@ -6,7 +6,7 @@
 use std::ffi::c_void;
 use std::sync::Once;
 
-use driftgauge_protocol::{Failure, Properties};
+use driftgauge_protocol::{Failure, Properties, property};
 use tch::{Kind, TchError, Tensor};
 
 /// Version of tch, pinned in the root `Cargo.toml`; tch does not state it itself.
@@ -66,7 +66,11 @@ impl Version {
             return Ok(());
         }
         let (major, minor) = EXPECTED;
-        let message = format!("the loaded libtorch is {self}, this worker needs {major}.{minor}");
+        let maps = std::fs::read_to_string("/proc/self/maps").ok();
+        let place = maps.as_deref().and_then(library_path);
+        let place = place.map(|path| format!(", `{path}`,")).unwrap_or_default();
+        let message =
+            format!("the loaded libtorch{place} is {self}, this worker needs {major}.{minor}");
         Err(Failure::error(message).with_hint("run `ci/setup`"))
     }
 }
@@ -101,7 +105,7 @@ pub fn build_properties() -> Properties {
     properties.extend(parse_config(&config_text()));
     let library = std::fs::read_to_string("/proc/self/maps").ok();
     if let Some(path) = library.as_deref().and_then(library_path) {
-        properties.insert("library_path".to_owned(), path.to_owned());
+        properties.insert(property::LIBRARY_PATH.to_owned(), path.to_owned());
     }
     for (name, value) in std::env::vars_os() {
         let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
@@ -220,10 +224,9 @@ mod tests {
         assert_eq!(version.to_string(), "2.11.1");
         version.check().unwrap();
         let failure = Version::of_abi(0x020a_0000_0000_0000).check().unwrap_err();
-        assert_eq!(
-            failure.message,
-            "the loaded libtorch is 2.10.0, this worker needs 2.11"
-        );
+        assert!(failure.message.contains("/libtorch_cpu.so`"), "{failure}");
+        let versions = "is 2.10.0, this worker needs 2.11";
+        assert!(failure.message.ends_with(versions), "{failure}");
         assert_eq!(failure.hint.as_deref(), Some("run `ci/setup`"));
         Version::loaded().check().unwrap();
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use driftgauge_protocol::{
     Backend, Failure, Hello, LoadRequest, Loaded, LoadedModel, PROTOCOL_VERSION, Properties,
-    Weights, environment,
+    Weights, environment, property::LIBRARY_PATH,
 };
 use ort::session::Session;
 
@@ -49,7 +49,7 @@ impl Onnx {
                 "there is no libonnxruntime.so in `.runtimes/onnxruntime/`, and no target option \
                  `lib` names one",
             )
-            .with_hint("run ci/setup")
+            .with_hint("run `ci/setup`")
         })?;
         Runtime::start(path)
     }
@@ -61,7 +61,7 @@ impl Backend for Onnx {
         let properties = Properties::from([
             ("binding".to_owned(), format!("ort {ORT_CRATE}")),
             ("build".to_owned(), ort::info().to_owned()),
-            ("library".to_owned(), runtime.path.display().to_string()),
+            (LIBRARY_PATH.to_owned(), runtime.path.display().to_string()),
             (
                 "available_providers".to_owned(),
                 runtime.providers()?.join(", "),

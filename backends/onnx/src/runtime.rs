@@ -10,7 +10,7 @@ use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use driftgauge_protocol::{Failure, environment::LIBRARY};
+use driftgauge_protocol::Failure;
 use libloading::Library;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
@@ -59,9 +59,8 @@ impl Runtime {
     /// one that this process has.
     pub fn start(path: &Path) -> Result<Self, Failure> {
         let path = path.canonicalize().map_err(|error| {
-            Failure::error(format!("cannot open `{}`: {error}", path.display())).with_hint(format!(
-                "run ci/setup, or set {LIBRARY} to a libonnxruntime.so"
-            ))
+            Failure::error(format!("cannot open `{}`: {error}", path.display()))
+                .with_hint("run `ci/setup`, or give the target `?lib=` a libonnxruntime.so")
         })?;
         let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = &*started {

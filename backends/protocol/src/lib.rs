@@ -44,6 +44,12 @@ pub mod environment {
     pub const LIBRARY: &str = "DRIFTGAUGE_LIBRARY";
 }
 
+/// Names of [`Properties`] that the harness knows; a backend may state any others.
+pub mod property {
+    /// File of the library that was loaded. A place on the machine: it stands apart in a record.
+    pub const LIBRARY_PATH: &str = "library_path";
+}
+
 /// Names of observations: what a worker can be asked to produce for a batch of `B` sequences of
 /// `S` tokens.
 pub mod observation {

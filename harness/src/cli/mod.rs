@@ -7,9 +7,11 @@ mod run;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{CommandFactory, Parser, Subcommand};
 use driftgauge::exit;
 use driftgauge::target::Target;
+use driftgauge_reports::Format;
 
 /// Is it still the same model?
 ///
@@ -70,7 +72,7 @@ pub struct RunArguments {
     #[arg(long, value_name = "DIR", default_value = "driftgauge-out")]
     out: PathBuf,
     /// What to print
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    #[arg(long, value_parser = format(), default_value = Format::Table.name())]
     format: Format,
     /// Threads of each target [default: the machine's CPUs, shared out]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -91,21 +93,14 @@ pub struct DoctorArguments {
     timeout: f64,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// A table for a person
-    Table,
-    /// The record
-    Json,
-}
-
-impl From<Format> for driftgauge_reports::Format {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Table => Self::Table,
-            Format::Json => Self::Json,
-        }
-    }
+/// The formats of the crate `driftgauge-reports`, by their names.
+fn format() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new(Format::ALL.map(Format::name)).try_map(|name| {
+        Format::ALL
+            .into_iter()
+            .find(|format| format.name() == name)
+            .ok_or("not a format")
+    })
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -18,6 +18,7 @@ use driftgauge::target::Target;
 use driftgauge::worker::Launch;
 use driftgauge::{exit, host, output};
 use driftgauge_protocol::environment;
+use driftgauge_reports::Format;
 use driftgauge_reports::record::RunTime;
 
 use super::progress::Bars;
@@ -75,14 +76,14 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
     record.time = clock.finish();
 
     let file = arguments.out.join("record.json");
-    let json = driftgauge_reports::render(&record, driftgauge_reports::Format::Json, style())
+    let json = driftgauge_reports::render(&record, Format::Json, style())
         .context("cannot write the record as JSON")
         .map_err(Exit::input)?;
     output::write_whole(&file, json.as_bytes())
         .with_context(|| format!("cannot write `{}`", file.display()))
         .map_err(|error| Exit::input(error).with_hint("choose another folder with --out"))?;
-    match arguments.format.into() {
-        driftgauge_reports::Format::Json => print(&json)?,
+    match arguments.format {
+        Format::Json => print(&json)?,
         format => {
             let report = driftgauge_reports::render(&record, format, style())
                 .map_err(|error| Exit::input(anyhow!(error)))?;
@@ -125,14 +126,8 @@ fn execute(
         let model = Model::open(directory, manifests).map_err(model_error)?;
         clock.lap("model");
         let plan = plan(suites, &setting.arguments.cases, &model).map_err(|error| {
-            let hint = "put the mask earlier, or shorten the text";
-            let is_mask = matches!(error, driftgauge::plan::PlanError::NoMask { .. });
-            let error = Exit::input(error);
-            if is_mask {
-                error.with_hint(hint)
-            } else {
-                error
-            }
+            let hint = error.hint();
+            Exit::input(error).with_hint(hint)
         })?;
         if plan.cases.is_empty() {
             let error = anyhow!(
@@ -184,6 +179,9 @@ fn launch(setting: &Setting<'_>, target: &Target) -> Launch {
             .environment
             .push((variable.to_owned(), threads.clone().into()));
     }
+    // OpenMP's threads spin while they wait; beside other targets that only slows all of them.
+    let passive = ("OMP_WAIT_POLICY".to_owned(), "PASSIVE".into());
+    launch.environment.push(passive);
     if let Some(library) = target.options.get("lib") {
         launch
             .environment
@@ -213,10 +211,11 @@ fn targets(arguments: &RunArguments, install: &Install) -> Result<Vec<Target>, E
                 "unknown target `{target}` (known backends: {})",
                 known.join(", ")
             );
-            return Err(Exit::input(error));
+            return Err(Exit::input(error).with_hint("driftgauge doctor shows what is there"));
         }
         if targets[..index].contains(target) {
-            return Err(Exit::input(anyhow!("target `{target}` is given twice")));
+            let error = anyhow!("target `{target}` is given twice");
+            return Err(Exit::input(error).with_hint("leave one of them out"));
         }
     }
     Ok(targets)
@@ -230,7 +229,8 @@ fn suites(arguments: &RunArguments, install: &Install) -> Result<Vec<Suite>, Exi
     } else {
         arguments.suites.clone()
     };
-    suite::load_all(&paths).map_err(Exit::input)
+    suite::load_all(&paths)
+        .map_err(|error| Exit::input(error).with_hint("the format of suites is in cases/README.md"))
 }
 
 /// The suites of the repository: `seed`, which a reader knows, first.

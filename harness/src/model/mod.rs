@@ -145,12 +145,12 @@ impl Model {
         if !std::fs::metadata(directory).map_err(io_error)?.is_dir() {
             return Err(io_error(std::io::Error::other("not a directory")));
         }
-        let optional = |name: &str| {
+        let find = |name: &str| {
             let path = directory.join(name);
             // A link to a file that is gone must not look like a file that was never there.
-            let is_there = path.symlink_metadata().is_ok();
-            is_there.then(|| HashedFile::open(&path)).transpose()
+            path.symlink_metadata().is_ok().then_some(path)
         };
+        let optional = |name: &str| find(name).map(|path| HashedFile::open(&path)).transpose();
         let missing = |wanted| ModelError::Missing {
             directory: directory.to_owned(),
             wanted,
@@ -163,15 +163,17 @@ impl Model {
         if vocabulary.is_none() && tokenizer_json.is_none() {
             return Err(missing("vocab.txt and no tokenizer.json"));
         }
-        let safetensors = optional("model.safetensors")?;
-        let torch = if safetensors.is_none() {
-            optional("pytorch_model.bin")?
-        } else {
-            None
+        // The weights are checked on one core while they are hashed on another.
+        let (weights_file, weights) = match find("model.safetensors") {
+            Some(path) => HashedFile::open_beside(&path, |file| {
+                ModelWeights::from_safetensors(file, &config)
+            })?,
+            None => {
+                let path = find("pytorch_model.bin")
+                    .ok_or_else(|| missing("model.safetensors and no pytorch_model.bin"))?;
+                HashedFile::open_beside(&path, |file| ModelWeights::from_torch(file, &config))?
+            }
         };
-        let weights_file = safetensors.as_ref().or(torch.as_ref());
-        let weights_file =
-            weights_file.ok_or_else(|| missing("model.safetensors and no pytorch_model.bin"))?;
 
         let loaded: Vec<&HashedFile> = [
             Some(&config_file),
@@ -181,16 +183,13 @@ impl Model {
         ]
         .into_iter()
         .flatten()
-        .chain([weights_file])
+        .chain([&weights_file])
         .collect();
         let manifest = manifest::claimed(manifests, directory);
         if let Some(manifest) = manifest {
             manifest::verify(manifest, &loaded)?;
         }
-        let weights = match &safetensors {
-            Some(file) => ModelWeights::from_safetensors(file, &config)?,
-            None => ModelWeights::from_torch(weights_file, &config)?,
-        };
+        let weights = weights?;
         let bytes = |file: &'_ Option<HashedFile>| {
             file.as_ref()
                 .map(|file| (file.path.clone(), file.map.clone()))
@@ -214,6 +213,17 @@ impl Model {
             },
             &config,
         )?;
+        if let Some(known) = manifest {
+            let differences = tokenizer.differences(&known.tokenizer);
+            if !differences.is_empty() {
+                return Err(ModelError::NotTheModel {
+                    directory: directory.to_owned(),
+                    id: known.model.id.clone(),
+                    manifest: known.path.clone(),
+                    differences,
+                });
+            }
+        }
         let name = directory
             .canonicalize()
             .unwrap_or_else(|_| directory.to_owned());

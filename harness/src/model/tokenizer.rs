@@ -14,9 +14,10 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::bert::BertProcessing;
-use tokenizers::{AddedToken, TruncationDirection};
+use tokenizers::{AddedToken, NormalizedString, Normalizer, TruncationDirection};
 
 use super::ModelError;
+use super::manifest::TokenizerFacts;
 
 /// The text of the mask token in cases.
 pub const MASK: &str = "[MASK]";
@@ -173,6 +174,46 @@ impl Tokenizer {
         })
     }
 
+    /// In what the tokenizer does otherwise than a manifest says; empty where it agrees.
+    pub fn differences(&self, facts: &TokenizerFacts) -> Vec<String> {
+        let normalised = |text: &str| {
+            let mut text = NormalizedString::from(text);
+            let done = self
+                .inner
+                .get_normalizer()
+                .map_or(Ok(()), |n| n.normalize(&mut text));
+            done.map(|()| text.get().to_owned()).unwrap_or_default()
+        };
+        let does = |text: &str, changed: &str| normalised(text).contains(changed);
+        let strips = facts.strip_accents.0.unwrap_or(facts.lowercase);
+        let keeps_accents = does("É", "É") || does("É", "é");
+        let mut differences = Vec::new();
+        for (what, is, should) in [
+            ("lower-case", does("A", "a"), facts.lowercase),
+            ("strip accents", !keeps_accents, strips),
+            (
+                "split Chinese characters",
+                does("中国", " "),
+                facts.tokenize_chinese_chars,
+            ),
+        ] {
+            if is != should {
+                let says = |does: bool| if does { "does" } else { "does not" };
+                let (is, should) = (says(is), says(should));
+                differences.push(format!(
+                    "the tokenizer {is} {what}, the manifest says it {should}"
+                ));
+            }
+        }
+        if self.max_length != facts.max_length {
+            let (is, should) = (self.max_length, facts.max_length);
+            differences.push(format!(
+                "the tokenizer takes {is} tokens, the manifest says {should}"
+            ));
+        }
+        differences
+    }
+
     /// Token IDs of a text, cut on the right to the longest sequence the model has positions for.
     ///
     /// # Errors
@@ -327,4 +368,74 @@ fn from_vocabulary(
         .add_special_tokens(special)
         .map_err(|cause| error(cause.to_string()))?;
     Ok(tokenizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use driftgauge_protocol::HiddenAct;
+
+    use super::*;
+    use crate::model::manifest::StripAccents;
+
+    const VOCABULARY: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n中\n国\na\n\u{2028}\n##b\n";
+
+    fn tokenizer(config: &str) -> Tokenizer {
+        let architecture = BertConfig {
+            vocab_size: 10,
+            hidden_size: 4,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            intermediate_size: 4,
+            hidden_act: HiddenAct::Gelu,
+            max_position_embeddings: 6,
+            type_vocab_size: 2,
+            layer_norm_eps: 1e-12,
+            pad_token_id: 0,
+        };
+        let files = TokenizerFiles {
+            vocabulary: Some((Path::new("vocab.txt"), VOCABULARY.as_bytes())),
+            config: Some((Path::new("tokenizer_config.json"), config.as_bytes())),
+            tokenizer: None,
+        };
+        Tokenizer::new(files, &architecture).unwrap()
+    }
+
+    /// U+2028 is an entry and not a line end; special tokens in a text are special; truncation keeps
+    /// `[SEP]` and says how much it cut.
+    #[test]
+    fn texts_become_ids() {
+        let tokenizer = tokenizer(r#"{"do_lower_case": true}"#);
+        let encoded = tokenizer.encode("中Ab[MASK]").unwrap();
+        assert_eq!(encoded.ids, [2, 5, 7, 9, 4, 3]);
+        assert_eq!((encoded.masks, encoded.untruncated), (vec![4], 6));
+        let encoded = tokenizer.encode("中国中国[MASK]").unwrap();
+        assert_eq!(encoded.ids, [2, 5, 6, 5, 6, 3]);
+        assert_eq!((encoded.masks, encoded.untruncated), (vec![], 7));
+        assert_eq!(tokenizer.encode("").unwrap().ids, [2, 3]);
+    }
+
+    #[test]
+    fn what_the_manifest_says_is_compared_with_what_the_tokenizer_does() {
+        let facts = TokenizerFacts {
+            lowercase: false,
+            strip_accents: StripAccents(None),
+            tokenize_chinese_chars: true,
+            max_length: 6,
+        };
+        let cased = tokenizer(r#"{"do_lower_case": false}"#);
+        assert_eq!(cased.differences(&facts), Vec::<String>::new());
+        let differences = tokenizer("{}").differences(&facts);
+        assert_eq!(
+            differences,
+            [
+                "the tokenizer does lower-case, the manifest says it does not",
+                "the tokenizer does strip accents, the manifest says it does not"
+            ]
+        );
+        let short = tokenizer(r#"{"do_lower_case": false, "model_max_length": 4}"#);
+        assert_eq!(
+            short.differences(&facts),
+            ["the tokenizer takes 4 tokens, the manifest says 6"]
+        );
+    }
 }

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use driftgauge_protocol::{BertConfig, Dtype, FileIdentity, WeightsFile, widen};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 use rayon::prelude::*;
 use safetensors::tensor::{SafeTensors, TensorView};
 
-use super::file::HashedFile;
+use super::file::MappedFile;
 use super::{ModelError, names, torch_file};
 
 /// The tensors of a checkpoint under their canonical names.
@@ -62,7 +62,7 @@ impl ModelWeights {
     /// # Errors
     /// [`ModelError`] that names the file and the tensors: missing, of a wrong shape or dtype, or
     /// not finite.
-    pub fn from_safetensors(file: &HashedFile, config: &BertConfig) -> Result<Self, ModelError> {
+    pub fn from_safetensors(file: &MappedFile, config: &BertConfig) -> Result<Self, ModelError> {
         Self::build(&file.path, file.map.clone(), file.identity, config, None)
     }
 
@@ -71,7 +71,7 @@ impl ModelWeights {
     ///
     /// # Errors
     /// As [`ModelWeights::from_safetensors`], and where the pickle holds anything but tensors.
-    pub fn from_torch(file: &HashedFile, config: &BertConfig) -> Result<Self, ModelError> {
+    pub fn from_torch(file: &MappedFile, config: &BertConfig) -> Result<Self, ModelError> {
         let error = |cause: &dyn std::fmt::Display| ModelError::Weights {
             path: file.path.clone(),
             problem: format!("cannot be read as a PyTorch checkpoint: {cause}"),
@@ -79,7 +79,7 @@ impl ModelWeights {
         let mut tensors = torch_file::list_tensors(&file.map).map_err(|cause| error(&cause))?;
         leave_out_tied_decoder(&mut tensors);
         let converted = convert(&file.map, &tensors).map_err(|cause| error(&cause))?;
-        let opened = HashedFile::map_only(converted.path())?;
+        let opened = MappedFile::open(converted.path())?;
         Self::build(
             &file.path,
             opened.map,
@@ -381,5 +381,6 @@ fn is_tied_decoder(tensor: &torch_file::TorchTensor, all: &[torch_file::TorchTen
 pub(super) fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is only read. A file that is cut short under it would raise SIGBUS, as for
     // every program that maps files; one that is changed is noticed by its identity.
-    unsafe { Mmap::map(file) }
+    // Populated, because every byte is going to be hashed.
+    unsafe { MmapOptions::new().populate().map(file) }
 }

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// Rows of a product that one task computes: fixed, so that results do not depend on the number of
-/// threads.
-const ROW_BLOCK: usize = 64;
+/// Rows of a product that one task computes.
+const ROW_BLOCK: usize = 512;
+/// Outputs of a product that one task computes, and rows of the weight that it widens.
+const OUTPUT_PANEL: usize = 256;
 
 /// A dense row-major matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -176,42 +177,62 @@ pub fn product(a: View<'_>, b: View<'_>, output: &mut ViewMut<'_>) {
     }
 }
 
-/// `x · weightᵀ + bias`, the weight stored as rows of one output each.
-pub fn linear(x: &Matrix, weight: &[f64], bias: &[f64]) -> Matrix {
+/// `x · weightᵀ + bias`, where `weight_rows` widens some rows of the weight, one for each output.
+///
+/// Computed in tiles of a fixed size, so that a tile's weights stay in the cache and the result does
+/// not depend on the number of threads.
+pub fn linear(
+    x: &Matrix,
+    weight_rows: &(dyn Fn(Range<usize>) -> Vec<f64> + Sync),
+    bias: &[f64],
+) -> Matrix {
     let (inputs, outputs) = (x.width, bias.len());
-    let weight = View {
-        height: inputs,
-        width: outputs,
-        row_stride: 1,
-        column_stride: inputs,
-        values: weight,
-    };
-    let mut result = Matrix::zeros(x.height, outputs);
-    result
-        .values
-        .par_chunks_mut(ROW_BLOCK * outputs)
-        .enumerate()
-        .for_each(|(block, values)| {
-            let height = values.len() / outputs;
-            let first = block * ROW_BLOCK;
-            let rows = x.view(first..first + height, 0..inputs);
+    let blocks = split(x.height, ROW_BLOCK);
+    let panels = split(outputs, OUTPUT_PANEL);
+    let tiles: Vec<Vec<f64>> = (0..blocks.len() * panels.len())
+        .into_par_iter()
+        .map(|tile| {
+            let (rows, columns) = (&blocks[tile / panels.len()], &panels[tile % panels.len()]);
+            let weight = View {
+                height: inputs,
+                width: columns.len(),
+                row_stride: 1,
+                column_stride: inputs,
+                values: &weight_rows(columns.clone()),
+            };
+            let mut values = Matrix::zeros(rows.len(), columns.len());
             product(
-                rows,
+                x.view(rows.clone(), 0..inputs),
                 weight,
-                &mut ViewMut {
-                    height,
-                    width: outputs,
-                    row_stride: outputs,
-                    values,
-                },
+                &mut values.view_mut(0..columns.len()),
             );
-            for row in values.chunks_mut(outputs) {
+            for row in values.values.chunks_mut(columns.len()) {
                 row.iter_mut()
-                    .zip(bias)
+                    .zip(&bias[columns.clone()])
                     .for_each(|(value, bias)| *value += bias);
+            }
+            values.values
+        })
+        .collect();
+    let mut result = Matrix::zeros(x.height, outputs);
+    let strips = result.values.par_chunks_mut(ROW_BLOCK * outputs);
+    strips
+        .zip(tiles.par_chunks(panels.len()))
+        .for_each(|(strip, tiles)| {
+            for (columns, tile) in panels.iter().zip(tiles) {
+                let rows = strip.chunks_mut(outputs).zip(tile.chunks(columns.len()));
+                rows.for_each(|(row, part)| row[columns.clone()].copy_from_slice(part));
             }
         });
     result
+}
+
+/// `0..length` in pieces of `size`, the last one perhaps shorter.
+fn split(length: usize, size: usize) -> Vec<Range<usize>> {
+    (0..length)
+        .step_by(size)
+        .map(|start| start..(start + size).min(length))
+        .collect()
 }
 
 /// `target += other`.
@@ -291,7 +312,9 @@ mod tests {
     #[test]
     fn linear_layer_norm_and_softmax_by_hand() {
         let x = Matrix::new(2, vec![1.0, 2.0, 0.0, -1.0]);
-        let y = linear(&x, &[1.0, 1.0, 2.0, 0.0, 0.0, 3.0], &[0.5, 0.0, -1.0]);
+        let weight = [1.0, 1.0, 2.0, 0.0, 0.0, 3.0];
+        let rows = |rows: Range<usize>| weight[2 * rows.start..2 * rows.end].to_vec();
+        let y = linear(&x, &rows, &[0.5, 0.0, -1.0]);
         assert_eq!(y.values(), [3.5, 2.0, 5.0, -0.5, 0.0, -4.0]);
         let mut row = Matrix::new(2, vec![1.0, 3.0]);
         layer_norm(&mut row, &[1.0, 2.0], &[0.0, 1.0], 3.0);
@@ -304,19 +327,32 @@ mod tests {
     /// The truth must not depend on the machine's number of cores.
     #[test]
     fn linear_is_bitwise_the_same_on_any_number_of_threads() {
-        let values = (0..200 * 96)
+        let values = (0..600 * 96)
             .map(|i| ((i * 37 % 101) as f64).sin())
             .collect();
         let x = Matrix::new(96, values);
-        let weight: Vec<f64> = (0..80 * 96).map(|i| ((i * 53 % 97) as f64).cos()).collect();
-        let bias = vec![0.25; 80];
+        let weight: Vec<f64> = (0..300 * 96)
+            .map(|i| ((i * 53 % 97) as f64).cos())
+            .collect();
+        let rows = |rows: Range<usize>| weight[96 * rows.start..96 * rows.end].to_vec();
+        let bias = vec![0.25; 300];
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build()
                 .unwrap();
-            pool.install(|| linear(&x, &weight, &bias))
+            pool.install(|| linear(&x, &rows, &bias))
         };
-        assert_eq!(on(1), on(3));
+        let result = on(1);
+        assert_eq!(result, on(3));
+        // Tiles meet at the right places.
+        for (row, column) in [(0, 0), (511, 255), (512, 256), (599, 299), (3, 298)] {
+            let products = x.row(row).iter().zip(&weight[96 * column..]);
+            let expected = 0.25 + products.map(|(x, w)| x * w).sum::<f64>();
+            assert!(
+                (result.row(row)[column] - expected).abs() < 1e-12,
+                "{row}, {column}"
+            );
+        }
     }
 }

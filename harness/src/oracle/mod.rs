@@ -35,8 +35,6 @@ pub type Truth = BTreeMap<String, Matrix>;
 
 /// Most tokens that go through the layers together; bounds the memory of the activations.
 const CHUNK_TOKENS: usize = 8192;
-/// Rows of the vocabulary that are widened and multiplied together.
-const VOCABULARY_PANEL: usize = 2048;
 
 /// Computes the truth of every sequence, in order.
 pub fn truths(model: &Model, sequences: &[Sequence]) -> Vec<Truth> {
@@ -222,7 +220,7 @@ fn head(
         config.layer_norm_eps,
         &mut transformed,
     );
-    let logits = decode(config, weights, &transformed);
+    let logits = dense(weights, "cls.predictions.decoder", &transformed);
 
     let mut next = 0;
     sequences
@@ -235,31 +233,10 @@ fn head(
         .collect()
 }
 
-/// The decoder, one panel of the vocabulary after the other.
-fn decode(config: &BertConfig, weights: &ModelWeights, input: &Matrix) -> Matrix {
-    let decoder = weights.view("cls.predictions.decoder.weight");
-    let bias = weights.view("cls.predictions.decoder.bias").to_f64();
-    let starts: Vec<usize> = (0..config.vocab_size).step_by(VOCABULARY_PANEL).collect();
-    let panels: Vec<Matrix> = starts
-        .par_iter()
-        .map(|start| {
-            let end = (start + VOCABULARY_PANEL).min(config.vocab_size);
-            linear(input, &decoder.rows_to_f64(*start..end), &bias[*start..end])
-        })
-        .collect();
-    let mut logits = Vec::with_capacity(input.height() * config.vocab_size);
-    for row in 0..input.height() {
-        panels
-            .iter()
-            .for_each(|panel| logits.extend_from_slice(panel.row(row)));
-    }
-    Matrix::new(config.vocab_size, logits)
-}
-
 fn dense(weights: &ModelWeights, name: &str, input: &Matrix) -> Matrix {
-    let weight = weights.view(&format!("{name}.weight")).to_f64();
+    let weight = weights.view(&format!("{name}.weight"));
     let bias = weights.view(&format!("{name}.bias")).to_f64();
-    linear(input, &weight, &bias)
+    linear(input, &|rows| weight.rows_to_f64(rows), &bias)
 }
 
 fn normalise(weights: &ModelWeights, name: &str, eps: f64, matrix: &mut Matrix) {
