@@ -43,7 +43,7 @@ fn the_library_introduces_itself() {
         folder.and_then(|name| name.to_str()),
         Some(version.as_str())
     );
-    assert_eq!(properties["library"], path.display().to_string());
+    assert_eq!(properties["library_path"], path.display().to_string());
     assert!(properties["build"].starts_with("ORT Build Info:"));
     assert!(properties["available_providers"].contains("CPUExecutionProvider"));
 }
