@@ -42,7 +42,7 @@ impl Backend for Candle {
             .map_err(|error| Failure::error(words(error)))?;
         weights.check_unchanged()?;
 
-        let model = Ready::new(bert, &request.config);
+        let model = Ready::new(bert);
         let dtype = model.try_one_token()?;
         let loaded = Loaded {
             device: model.device(),
@@ -119,7 +119,7 @@ fn refuse_dtype(request: &LoadRequest, device: &Device) -> Result<(), Failure> {
     let zeros = VarBuilder::zeros(candle_dtype(request.dtype), device);
     Bert::load(zeros, &config_for_candle(&small)?, true)
         .map_err(|error| Failure::error(words(error)))
-        .and_then(|bert| Ready::new(bert, &small).try_one_token())
+        .and_then(|bert| Ready::new(bert).try_one_token())
         .map(drop)
         .map_err(|failure| {
             let dtype = request.dtype;

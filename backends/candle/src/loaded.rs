@@ -3,35 +3,26 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, DeviceLocation, Tensor};
-use driftgauge_protocol::{
-    self as protocol, Batch, BertConfig, Dtype, Failure, LoadedModel, observation,
-};
+use driftgauge_protocol::{self as protocol, Batch, Dtype, Failure, LoadedModel, observation};
 
 use crate::backend::words;
 use crate::model::{Bert, Inputs};
 
-/// A model, what it offers, and the limits of what may be asked of it.
+/// A model and what it offers.
 pub struct Ready {
     bert: Bert,
     observations: Vec<String>,
-    vocab_size: usize,
-    type_vocab_size: usize,
 }
 
 impl Ready {
-    /// A loaded model; the configuration is the one that it was loaded with.
-    pub fn new(bert: Bert, config: &BertConfig) -> Self {
+    /// A loaded model.
+    pub fn new(bert: Bert) -> Self {
         let mut observations = vec![observation::EMBEDDINGS.to_owned()];
         observations.extend((1..=bert.depth()).map(observation::hidden));
         if bert.has_head() {
             observations.push(observation::LOGITS.to_owned());
         }
-        Self {
-            bert,
-            observations,
-            vocab_size: config.vocab_size,
-            type_vocab_size: config.type_vocab_size,
-        }
+        Self { bert, observations }
     }
 
     /// Names of all observations there are.
@@ -53,15 +44,7 @@ impl Ready {
     /// # Errors
     /// Where candle cannot compute in the dtype of the weights.
     pub fn try_one_token(&self) -> Result<Dtype, Failure> {
-        let batch = Batch {
-            sequences: 1,
-            length: 1,
-            input_ids: vec![0],
-            token_type_ids: vec![0],
-            attention_mask: vec![1],
-            logit_rows: vec![(0, 0)],
-        };
-        let all = self.observe(&batch, &self.observations)?;
+        let all = self.observe(&Batch::one_token(), &self.observations)?;
         let dtypes: Vec<Dtype> = all.values().map(protocol::Tensor::dtype).collect();
         match dtypes[..] {
             [dtype, ref rest @ ..] if rest.iter().all(|other| *other == dtype) => Ok(dtype),
@@ -76,11 +59,6 @@ impl Ready {
         batch: &Batch,
         wanted: &[String],
     ) -> Result<BTreeMap<String, protocol::Tensor>, Failure> {
-        if let Some(unknown) = wanted.iter().find(|name| !self.observations.contains(name)) {
-            let known = self.observations.join(", ");
-            let message = format!("unknown observation `{unknown}` (known: {known})");
-            return Err(Failure::error(message));
-        }
         let inputs = self.inputs(batch)?;
         self.compute(&inputs, batch, wanted)
             .map_err(|error| Failure::error(words(error)))?
@@ -117,31 +95,17 @@ impl Ready {
     /// The batch as candle's users pass it. What candle would read as something else is refused:
     /// it takes the largest `u32` for "no token" and answers zeros.
     fn inputs(&self, batch: &Batch) -> Result<Inputs, Failure> {
-        let tensor = |name: &str, values: &[i64], limit: usize| {
-            let values = values
-                .iter()
-                .map(|value| {
-                    let number = u32::try_from(*value).ok();
-                    number
-                        .filter(|number| (*number as usize) < limit)
-                        .ok_or(value)
-                })
-                .collect::<Result<Vec<u32>, _>>()
-                .map_err(|value| {
-                    Failure::error(format!("`{name}` holds {value}, the limit is {limit}"))
-                })?;
+        let tensor = |values: &[i64]| {
+            // Checked against the model's limits, so nothing is cut off.
+            let values: Vec<u32> = values.iter().map(|value| *value as u32).collect();
             let shape = (batch.sequences, batch.length);
             Tensor::from_vec(values, shape, self.bert.device())
                 .map_err(|error| Failure::error(words(error)))
         };
         Ok(Inputs {
-            ids: tensor("input_ids", &batch.input_ids, self.vocab_size)?,
-            types: tensor(
-                "token_type_ids",
-                &batch.token_type_ids,
-                self.type_vocab_size,
-            )?,
-            mask: tensor("attention_mask", &batch.attention_mask, 2)?,
+            ids: tensor(&batch.input_ids)?,
+            types: tensor(&batch.token_type_ids)?,
+            mask: tensor(&batch.attention_mask)?,
         })
     }
 }

@@ -110,32 +110,16 @@ fn what_does_not_exist_is_named() {
         mlm_head: false,
         ..load_request(&checkpoint, Dtype::F32)
     };
-    let wanted: &[&str] = &["hidden.1"];
-    let with = |change: fn(&mut Batch)| {
-        let mut batch = batch(&[]);
-        change(&mut batch);
-        batch
-    };
     let replies = converse(
         headless,
         &[
             (&batch(&[(0, 0)]), &["logits"]),
             (&batch(&[]), &["hidden.01"]),
-            (&with(|batch| batch.input_ids[3] = 50), wanted),
-            (&with(|batch| batch.input_ids[3] = u32::MAX.into()), wanted),
-            (&with(|batch| batch.token_type_ids[0] = -1), wanted),
-            (&with(|batch| batch.attention_mask[0] = 2), wanted),
         ],
     );
-    let known = "(known: embeddings, hidden.1, hidden.2, hidden.3)";
-    for ((reply, _), expected) in replies[1..].iter().zip([
-        format!("unknown observation `logits` {known}"),
-        format!("unknown observation `hidden.01` {known}"),
-        "`input_ids` holds 50, the limit is 50".to_owned(),
-        "`input_ids` holds 4294967295, the limit is 50".to_owned(),
-        "`token_type_ids` holds -1, the limit is 2".to_owned(),
-        "`attention_mask` holds 2, the limit is 2".to_owned(),
-    ]) {
+    let offered = "(offered: embeddings, hidden.1, hidden.2, hidden.3)";
+    for ((reply, _), name) in replies[1..].iter().zip(["logits", "hidden.01"]) {
+        let expected = format!("no observation `{name}` {offered}");
         assert_eq!(message(reply), expected);
     }
 }
@@ -159,23 +143,4 @@ fn half_precision_is_returned_as_candle_computes_it() {
             [false, true, true]
         );
     }
-}
-
-/// A sequence beyond the position table is candle's to refuse.
-#[test]
-fn errors_of_a_run_are_in_candles_words() {
-    let checkpoint = Checkpoint::random(&tiny(), Dtype::F32);
-    let long = Batch {
-        sequences: 1,
-        length: 17,
-        input_ids: vec![2; 17],
-        token_type_ids: vec![0; 17],
-        attention_mask: vec![1; 17],
-        logit_rows: vec![],
-    };
-    let replies = converse(
-        load_request(&checkpoint, Dtype::F32),
-        &[(&long, &["embeddings"])],
-    );
-    assert!(message(&replies[1].0).contains("index-select"));
 }

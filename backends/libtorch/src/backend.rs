@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use driftgauge_protocol::{
-    Backend, Batch, BertConfig, Dtype, Failure, Hello, LoadRequest, Loaded, LoadedModel,
-    PROTOCOL_VERSION, Properties, Tensor as Numbers, Weights,
+    Backend, Batch, Dtype, Failure, Hello, LoadRequest, Loaded, LoadedModel, PROTOCOL_VERSION,
+    Properties, Tensor as Numbers, Weights,
 };
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -53,7 +53,6 @@ impl Backend for LibTorch {
         let model = LoadedBert {
             observations: bert.observations(),
             bert,
-            config: request.config.clone(),
             device,
         };
         model.probe(&request.device, request.dtype)?;
@@ -119,7 +118,6 @@ fn settings() -> Result<Properties, Failure> {
 /// A model on its device.
 struct LoadedBert {
     bert: Bert,
-    config: BertConfig,
     device: Device,
     observations: Vec<String>,
 }
@@ -130,7 +128,7 @@ impl LoadedBert {
         batch: &Batch,
         wanted: &[String],
     ) -> Result<BTreeMap<String, Tensor>, Failure> {
-        let input = Input::new(batch, &self.config, self.device)?;
+        let input = Input::new(batch, self.device)?;
         tch::no_grad(|| self.bert.forward(&input, wanted)).map_err(refusal)
     }
 
@@ -140,15 +138,7 @@ impl LoadedBert {
     /// # Errors
     /// What libtorch refuses, or that it computed elsewhere or otherwise than asked.
     fn probe(&self, device: &str, dtype: Dtype) -> Result<(), Failure> {
-        let batch = Batch {
-            sequences: 1,
-            length: 1,
-            input_ids: vec![0],
-            token_type_ids: vec![0],
-            attention_mask: vec![1],
-            logit_rows: vec![(0, 0)],
-        };
-        for (name, tensor) in self.forward(&batch, &self.observations)? {
+        for (name, tensor) in self.forward(&Batch::one_token(), &self.observations)? {
             let used_device = match tensor.device() {
                 Device::Cpu => "cpu".to_owned(),
                 Device::Cuda(index) => format!("cuda:{index}"),
@@ -172,12 +162,6 @@ impl LoadedModel for LoadedBert {
         batch: &Batch,
         wanted: &[String],
     ) -> Result<BTreeMap<String, Numbers>, Failure> {
-        if let Some(name) = wanted.iter().find(|name| !self.observations.contains(name)) {
-            let offered = self.observations.join(", ");
-            return Err(Failure::error(format!(
-                "no observation `{name}` (offered: {offered})"
-            )));
-        }
         self.forward(batch, wanted)?
             .into_iter()
             .map(|(name, tensor)| Ok((name, to_numbers(&tensor)?)))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use driftgauge_protocol::{Batch, BertConfig, Dtype, Failure, Tensor as Numbers, Weights};
+use driftgauge_protocol::{Batch, Dtype, Failure, Tensor as Numbers, Weights};
 use half::{bf16, f16};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -148,21 +148,11 @@ pub struct Input {
 }
 
 impl Input {
-    /// Checks a batch and moves it to the device. On a GPU an ID outside the vocabulary would end
-    /// the process, so it is looked for here.
+    /// Moves a batch to the device.
     ///
     /// # Errors
-    /// [`Failure`] that says what the model has no embedding for.
-    pub fn new(batch: &Batch, config: &BertConfig, device: Device) -> Result<Self, Failure> {
-        check_range("token ID", &batch.input_ids, config.vocab_size)?;
-        check_range("segment", &batch.token_type_ids, config.type_vocab_size)?;
-        check_range("mask value", &batch.attention_mask, 2)?;
-        if batch.length > config.max_position_embeddings {
-            return Err(Failure::error(format!(
-                "a sequence of {} tokens is longer than the model's {} positions",
-                batch.length, config.max_position_embeddings
-            )));
-        }
+    /// [`Failure`] with libtorch's words.
+    pub fn new(batch: &Batch, device: Device) -> Result<Self, Failure> {
         let rows = batch.logit_rows.iter();
         let rows: Vec<i64> = rows
             .map(|row| (row.0 * batch.length + row.1) as i64)
@@ -181,15 +171,6 @@ impl Input {
             })
         };
         build().map_err(refusal)
-    }
-}
-
-fn check_range(what: &str, values: &[i64], end: usize) -> Result<(), Failure> {
-    match values.iter().find(|value| !(0..end as i64).contains(value)) {
-        None => Ok(()),
-        Some(value) => Err(Failure::error(format!(
-            "{what} {value} is outside 0..{end}"
-        ))),
     }
 }
 

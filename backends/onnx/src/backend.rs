@@ -96,12 +96,11 @@ impl Backend for Onnx {
         );
         weights.check_unchanged()?;
 
-        let observations = graph::observations(&request.config, request.mlm_head);
         let loaded = Loaded {
             device: request.device.clone(),
             dtype: request.dtype,
             threads: request.threads,
-            observations: observations.clone(),
+            observations: graph::observations(&request.config, request.mlm_head),
             properties: properties(&options, request, &graphs),
             seconds: 0.0,
         };
@@ -110,7 +109,6 @@ impl Backend for Onnx {
             head: sessions.1,
             config: request.config.clone(),
             dtype: request.dtype,
-            observations,
             weights,
         };
         Ok((Box::new(model), loaded))

@@ -18,7 +18,6 @@ pub(crate) struct Model {
     pub(crate) head: Option<Session>,
     pub(crate) config: BertConfig,
     pub(crate) dtype: Dtype,
-    pub(crate) observations: Vec<String>,
     /// The session maps the word embeddings for as long as it lives, so the file is checked at every
     /// run.
     pub(crate) weights: Weights,
@@ -30,7 +29,6 @@ impl LoadedModel for Model {
         batch: &Batch,
         wanted: &[String],
     ) -> Result<BTreeMap<String, Tensor>, Failure> {
-        self.check(batch, wanted)?;
         self.weights.check_unchanged()?;
         let wanted: BTreeSet<&str> = wanted.iter().map(String::as_str).collect();
         if wanted.is_empty() {
@@ -83,41 +81,6 @@ impl Model {
             observed.insert(observation::LOGITS.to_owned(), logits);
         }
         Ok(observed)
-    }
-
-    /// Refuses what ONNX Runtime would take silently (a negative ID counts from the end) or reject
-    /// in words that name no input.
-    fn check(&self, batch: &Batch, wanted: &[String]) -> Result<(), Failure> {
-        if let Some(name) = wanted.iter().find(|name| !self.observations.contains(name)) {
-            let known = self.observations.join(", ");
-            return Err(Failure::error(format!(
-                "no observation `{name}` (known: {known})"
-            )));
-        }
-        let positions = self.config.max_position_embeddings;
-        if batch.length > positions {
-            let length = batch.length;
-            return Err(Failure::error(format!(
-                "a batch of length {length} is too long: the model has {positions} positions"
-            )));
-        }
-        let limits = [
-            ("input_ids", &batch.input_ids, self.config.vocab_size),
-            (
-                "token_type_ids",
-                &batch.token_type_ids,
-                self.config.type_vocab_size,
-            ),
-        ];
-        for (name, values, limit) in limits {
-            let inside = |value: &i64| usize::try_from(*value).is_ok_and(|value| value < limit);
-            if let Some(value) = values.iter().find(|value| !inside(value)) {
-                return Err(Failure::error(format!(
-                    "`{name}` has the value {value}, the model has {limit}"
-                )));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -7,8 +7,7 @@ use std::io::Write;
 use driftgauge_onnx::Onnx;
 use driftgauge_protocol::frame::write_frame;
 use driftgauge_protocol::{
-    Backend, Batch, BertConfig, Dtype, Failure, FailureKind, Hello, HiddenAct, LoadRequest, Reply,
-    serve,
+    Backend, BertConfig, Dtype, Failure, FailureKind, Hello, HiddenAct, LoadRequest, Reply, serve,
 };
 use fixture::{Checkpoint, Stored, batch, config, converse, library, load, loaded, run};
 
@@ -117,7 +116,7 @@ fn without_a_head_there_are_no_logits() {
             .map(String::as_str),
         Some("hidden.3")
     );
-    let known = "no observation `logits` (known: embeddings, hidden.1, hidden.2, hidden.3)";
+    let known = "no observation `logits` (offered: embeddings, hidden.1, hidden.2, hidden.3)";
     assert_eq!(failure(&replies[2].0).message, known);
     assert!(matches!(replies[3].0, Reply::Ran(_)));
     let missing = "has no tensor `cls.predictions.transform.dense.weight`";
@@ -169,44 +168,6 @@ fn what_is_not_known_is_refused() {
         assert!(failure.message.starts_with(expected), "{failure}");
     }
     loaded(&replies[5].0);
-}
-
-#[test]
-fn batches_outside_the_model_are_refused() {
-    let stored = stored();
-    let with = |change: &dyn Fn(&mut Batch)| {
-        let mut batch = batch();
-        change(&mut batch);
-        run(&batch, &["hidden.3"])
-    };
-    let long = Batch {
-        sequences: 1,
-        length: 10,
-        input_ids: vec![1; 10],
-        token_type_ids: vec![0; 10],
-        attention_mask: vec![1; 10],
-        logit_rows: Vec::new(),
-    };
-    let replies = converse(&[
-        load(stored.load(Dtype::F32, &[])),
-        with(&|batch| batch.input_ids[3] = 37),
-        with(&|batch| batch.input_ids[3] = -1),
-        with(&|batch| batch.token_type_ids[0] = 2),
-        run(&long, &["hidden.3"]),
-        run(&batch(), &["hidden.4"]),
-        with(&|_| ()),
-    ]);
-    for (reply, expected) in replies[2..7].iter().zip([
-        "`input_ids` has the value 37, the model has 37",
-        "`input_ids` has the value -1, the model has 37",
-        "`token_type_ids` has the value 2, the model has 2",
-        "a batch of length 10 is too long: the model has 9 positions",
-        "no observation `hidden.4` (known: embeddings, ",
-    ]) {
-        let message = &failure(&reply.0).message;
-        assert!(message.starts_with(expected), "{message}");
-    }
-    assert!(matches!(replies[7].0, Reply::Ran(_)));
 }
 
 /// The session maps the file, so a file that changes under it is not run.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Failure, Hello, LoadRequest, Loaded, Tensor};
+use crate::{BertConfig, Failure, Hello, LoadRequest, Loaded, Tensor};
 
 /// A binding to one inference library.
 ///
@@ -46,7 +46,8 @@ pub trait Backend {
 
 /// A model that is loaded and ready.
 pub trait LoadedModel {
-    /// Runs one batch and returns exactly the `wanted` observations, in the dtype they were
+    /// Runs one batch, which has been checked against the model, and returns exactly the `wanted`
+    /// observations, each one of those that were offered, in the dtype they were
     /// computed in. Rows of padding are returned as they come; the harness drops them.
     ///
     /// # Errors
@@ -76,6 +77,43 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The smallest batch there is: what a backend tries a model with.
+    pub fn one_token() -> Self {
+        Self {
+            sequences: 1,
+            length: 1,
+            input_ids: vec![0],
+            token_type_ids: vec![0],
+            attention_mask: vec![1],
+            logit_rows: vec![(0, 0)],
+        }
+    }
+
+    /// Whether the model has an embedding for everything in here. Libraries take what is outside
+    /// silently (a negative ID counts from the end, 2^32 − 1 is "no token"), or end the process.
+    ///
+    /// # Errors
+    /// [`Failure`] that names the value and the limit.
+    pub fn check(&self, config: &BertConfig) -> Result<(), Failure> {
+        let (length, positions) = (self.length, config.max_position_embeddings);
+        if length > positions {
+            return Err(Failure::error(format!(
+                "a batch of length {length} is too long: the model has {positions} positions"
+            )));
+        }
+        let parts = [&self.input_ids, &self.token_type_ids, &self.attention_mask];
+        let limits = [config.vocab_size, config.type_vocab_size, 2];
+        for ((name, values), limit) in Self::TENSORS.iter().zip(parts).zip(limits) {
+            let inside = |value: &i64| usize::try_from(*value).is_ok_and(|value| value < limit);
+            if let Some(value) = values.iter().find(|value| !inside(value)) {
+                return Err(Failure::error(format!(
+                    "`{name}` holds {value}, the limit is {limit}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     const TENSORS: [&'static str; 3] = ["input_ids", "token_type_ids", "attention_mask"];
 
     /// The tensors of a [`crate::Request::Run`] payload: `input_ids`, `token_type_ids` and
@@ -136,5 +174,61 @@ impl Batch {
             attention_mask,
             logit_rows,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HiddenAct;
+
+    #[test]
+    fn batches_outside_the_model_are_refused() {
+        let config = BertConfig {
+            vocab_size: 37,
+            hidden_size: 4,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            intermediate_size: 4,
+            hidden_act: HiddenAct::Gelu,
+            max_position_embeddings: 9,
+            type_vocab_size: 2,
+            layer_norm_eps: 1e-12,
+            pad_token_id: 0,
+        };
+        let check = |change: &dyn Fn(&mut Batch)| {
+            let mut batch = Batch::one_token();
+            change(&mut batch);
+            batch.check(&config).map_err(|failure| failure.message)
+        };
+        assert_eq!(check(&|batch| batch.input_ids[0] = 36), Ok(()));
+        for (result, expected) in [
+            (
+                check(&|batch| batch.input_ids[0] = 37),
+                "`input_ids` holds 37, the limit is 37",
+            ),
+            (
+                check(&|batch| batch.input_ids[0] = -1),
+                "`input_ids` holds -1, the limit is 37",
+            ),
+            (
+                check(&|batch| batch.input_ids[0] = u32::MAX.into()),
+                "`input_ids` holds 4294967295, the limit is 37",
+            ),
+            (
+                check(&|batch| batch.token_type_ids[0] = 2),
+                "`token_type_ids` holds 2, the limit is 2",
+            ),
+            (
+                check(&|batch| batch.attention_mask[0] = 2),
+                "`attention_mask` holds 2, the limit is 2",
+            ),
+            (
+                check(&|batch| batch.length = 10),
+                "a batch of length 10 is too long: the model has 9 positions",
+            ),
+        ] {
+            assert_eq!(result, Err(expected.to_owned()));
+        }
     }
 }

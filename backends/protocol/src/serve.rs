@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use crate::frame::{FrameError, read_frame, write_frame};
 use crate::{
-    Backend, Batch, Failure, LoadRequest, Loaded, LoadedModel, Ran, Reply, Request, RunRequest,
-    Tensor, TensorError, decode_tensors, encode_tensors,
+    Backend, Batch, BertConfig, Failure, LoadRequest, Loaded, LoadedModel, Ran, Reply, Request,
+    RunRequest, Tensor, TensorError, decode_tensors, encode_tensors,
 };
 
 /// Why the serve loop ended other than by the harness closing the pipe.
@@ -59,11 +59,11 @@ pub fn serve(
         Ok(hello) => write_frame(output, &Reply::Hello(hello), &[])?,
         Err(failure) => return Ok(write_frame(output, &Reply::Failed(failure), &[])?),
     }
-    let mut model = None;
+    let mut served = None;
     while let Some((request, payload)) = read_frame::<Request>(input)? {
         let outcome = match request {
-            Request::Load(request) => load(backend, &request, &mut model),
-            Request::Run(request) => run(model.as_deref_mut(), request, &payload),
+            Request::Load(request) => load(backend, *request, &mut served),
+            Request::Run(request) => run(served.as_mut(), request, &payload),
         };
         let (reply, tensors) =
             outcome.unwrap_or_else(|failure| (Reply::Failed(failure), BTreeMap::new()));
@@ -74,14 +74,21 @@ pub fn serve(
 
 type Outcome = Result<(Reply, BTreeMap<String, Tensor>), Failure>;
 
-fn load(
-    backend: &mut dyn Backend,
-    request: &LoadRequest,
-    model: &mut Option<Box<dyn LoadedModel>>,
-) -> Outcome {
+/// A loaded model and what may be asked of it.
+struct Served {
+    model: Box<dyn LoadedModel>,
+    config: BertConfig,
+    offered: Vec<String>,
+}
+
+fn load(backend: &mut dyn Backend, request: LoadRequest, served: &mut Option<Served>) -> Outcome {
     let start = Instant::now();
-    let (loaded_model, loaded) = backend.load(request)?;
-    *model = Some(loaded_model);
+    let (model, loaded) = backend.load(&request)?;
+    *served = Some(Served {
+        model,
+        config: request.config,
+        offered: loaded.observations.clone(),
+    });
     let loaded = Loaded {
         seconds: start.elapsed().as_secs_f64(),
         ..loaded
@@ -89,8 +96,8 @@ fn load(
     Ok((Reply::Loaded(loaded), BTreeMap::new()))
 }
 
-fn run(model: Option<&mut (dyn LoadedModel + '_)>, request: RunRequest, payload: &[u8]) -> Outcome {
-    let model = model.ok_or_else(|| Failure::error("asked to run before a model was loaded"))?;
+fn run(served: Option<&mut Served>, request: RunRequest, payload: &[u8]) -> Outcome {
+    let served = served.ok_or_else(|| Failure::error("asked to run before a model was loaded"))?;
     let tensors = decode_tensors(payload)
         .map_err(|error| Failure::error(format!("the batch cannot be read: {error}")))?;
     let RunRequest {
@@ -98,9 +105,16 @@ fn run(model: Option<&mut (dyn LoadedModel + '_)>, request: RunRequest, payload:
         wanted,
         logit_rows,
     } = request;
+    if let Some(name) = wanted.iter().find(|name| !served.offered.contains(name)) {
+        let offered = served.offered.join(", ");
+        return Err(Failure::error(format!(
+            "no observation `{name}` (offered: {offered})"
+        )));
+    }
     let batch = Batch::from_tensors(tensors, logit_rows)?;
+    batch.check(&served.config)?;
     let start = Instant::now();
-    let observations = model.run(&batch, &wanted)?;
+    let observations = served.model.run(&batch, &wanted)?;
     let ran = Ran {
         number,
         seconds: start.elapsed().as_secs_f64(),
@@ -132,7 +146,7 @@ fn take_stdout() -> io::Result<impl Write> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BertConfig, Dtype, FileIdentity, Hello, HiddenAct, PROTOCOL_VERSION, Properties};
+    use crate::{Dtype, FileIdentity, Hello, HiddenAct, PROTOCOL_VERSION, Properties};
     use crate::{WeightsFile, observation};
 
     /// Returns the token IDs as `embeddings`, so that a test sees what arrived.
@@ -266,6 +280,15 @@ mod tests {
     /// A request that cannot be carried out is answered, and the worker goes on.
     #[test]
     fn refusals_do_not_end_the_worker() {
+        let unknown = Batch {
+            input_ids: vec![5, 8],
+            ..batch()
+        };
+        let unoffered = Request::Run(RunRequest {
+            number: 1,
+            wanted: vec![observation::LOGITS.to_owned()],
+            logit_rows: vec![],
+        });
         let outside = Batch {
             logit_rows: vec![(0, 2)],
             ..batch()
@@ -276,6 +299,8 @@ mod tests {
             (load_request(Dtype::F32), vec![]),
             (run_request(&batch()).0, b"noise".to_vec()),
             run_request(&outside),
+            run_request(&unknown),
+            (unoffered, run_request(&batch()).1),
             run_request(&batch()),
         ]);
         let messages: Vec<&str> = replies
@@ -292,6 +317,8 @@ mod tests {
             "ok",
             "the batch cannot be read",
             "row (0, 2) is outside the batch",
+            "`input_ids` holds 8, the limit is 8",
+            "no observation `logits` (offered: embeddings)",
             "ok",
         ]) {
             assert!(
@@ -299,7 +326,7 @@ mod tests {
                 "{message:?} should start with {expected:?}"
             );
         }
-        assert_eq!(messages.len(), 7);
+        assert_eq!(messages.len(), 9);
     }
 
     #[test]
