@@ -76,7 +76,7 @@ fn a_pointer_in_place_of_weights() {
     let replace = |bytes: &mut Vec<u8>| {
         *bytes = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n".to_vec();
     };
-    bad_file(WEIGHTS, replace, "not a valid safetensors file: ");
+    bad_file(WEIGHTS, replace, "is a Git LFS pointer, not the weights");
 }
 
 #[test]

@@ -11,6 +11,9 @@ use driftgauge_protocol::environment;
 
 use crate::worker::Launch;
 
+/// The backends that a complete build has, and that are run where no target is named.
+pub const DEFAULT_BACKENDS: [&str; 3] = ["candle", "libtorch", "onnx"];
+
 /// The folder that holds `cases/` and `.runtimes/`.
 #[derive(Debug, Clone)]
 pub struct Install {
@@ -112,7 +115,8 @@ impl Install {
                 let name = entry.file_name().into_string().ok()?;
                 Some(name.strip_prefix("driftgauge-worker-")?.to_owned())
             })
-            .filter(|name| !name.contains('.'))
+            // The worker of the tests is not for users, though it may lie here after a build.
+            .filter(|name| !name.contains('.') && name != "fake")
             .collect();
         names.sort();
         names

@@ -63,6 +63,12 @@ pub enum PlanError {
         #[source]
         source: globset::Error,
     },
+    /// A pattern matches no case.
+    #[error("no case is selected by --case {pattern}")]
+    NothingSelected {
+        /// The pattern.
+        pattern: String,
+    },
     /// A text cannot be tokenized.
     #[error("case `{case}` cannot be tokenized: {problem}")]
     Tokenize {
@@ -89,6 +95,9 @@ impl PlanError {
     /// The next step for the user.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::NothingSelected { .. } => {
+                "patterns match a case's name or suite/name: --case 'fill-mask/*'"
+            }
             Self::Pattern { .. } => "patterns are globs: --case 'fill-mask/*'",
             Self::Tokenize { .. } => "change the text, or the model's tokenizer files",
             Self::NoMask { .. } => "put the mask earlier, or shorten the text",
@@ -138,26 +147,46 @@ pub fn plan(suites: &[Suite], patterns: &[String], model: &Model) -> Result<Plan
             });
         }
     }
+    check_each_selects(patterns, &plan.cases)?;
     Ok(plan)
 }
 
+/// Compiles the patterns; `None` where there are none and everything is selected.
 fn selection(patterns: &[String]) -> Result<Option<GlobSet>, PlanError> {
     if patterns.is_empty() {
         return Ok(None);
     }
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
-        let error = |source| PlanError::Pattern {
-            pattern: pattern.clone(),
-            source,
-        };
-        set.add(Glob::new(pattern).map_err(error)?);
+        set.add(compile(pattern)?);
     }
     let error = |source| PlanError::Pattern {
         pattern: patterns.join(" "),
         source,
     };
     set.build().map(Some).map_err(error)
+}
+
+fn compile(pattern: &str) -> Result<Glob, PlanError> {
+    Glob::new(pattern).map_err(|source| PlanError::Pattern {
+        pattern: pattern.to_owned(),
+        source,
+    })
+}
+
+/// A pattern that selects nothing is a mistake, even where another one selects something.
+fn check_each_selects(patterns: &[String], cases: &[PlannedCase]) -> Result<(), PlanError> {
+    for pattern in patterns {
+        let matcher = compile(pattern)?.compile_matcher();
+        let selects =
+            |case: &PlannedCase| matcher.is_match(&case.case.name) || matcher.is_match(case.id());
+        if !cases.iter().any(selects) {
+            return Err(PlanError::NothingSelected {
+                pattern: pattern.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn plan_case(plan: &mut Plan, suite: &Suite, case: &Case, model: &Model) -> Result<(), PlanError> {

@@ -118,6 +118,18 @@ pub enum SuiteError {
     },
 }
 
+impl SuiteError {
+    /// The next step for the user.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "--suite takes a TOML file of cases, see cases/README.md",
+            Self::Encoding { .. } => "save the file as UTF-8",
+            Self::Content { .. } => "the format of suites is in cases/README.md",
+            Self::SameName { .. } => "give one of them another name",
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SuiteFile {

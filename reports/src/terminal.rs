@@ -51,15 +51,27 @@ fn headline(record: &RunRecord, style: Style) -> String {
     let state = if model.verified {
         "files verified"
     } else {
-        "not a known model"
+        "files not compared with a manifest"
     };
     let mut text = format!(
-        "model {}: {:.1} M parameters, {state}; {} cases on {} targets\n",
+        "model {}: {:.1} M parameters, {state}; {} on {}\n",
         plain(&model.id),
         model.parameters as f64 / 1e6,
-        record.summary.cases,
-        record.summary.targets,
+        counted(record.summary.cases, "case"),
+        counted(record.summary.targets, "target"),
     );
+    // What the model's files do not say changes tokens from one library to the next.
+    if let Some(lowercase) = model
+        .tokenizer
+        .get("lowercase")
+        .filter(|how| how.contains("default"))
+    {
+        let line = format!(
+            "  tokenizer: lower case {}, no tokenizer_config.json says",
+            plain(lowercase)
+        );
+        let _ = writeln!(text, "{}", shorten(&line, style.width));
+    }
     for target in &record.targets {
         let library = match (&target.library, &target.library_version) {
             (Some(library), Some(version)) => format!("{} {}", plain(library), plain(version)),
@@ -139,7 +151,7 @@ fn answers(record: &RunRecord, style: Style) -> String {
         table.push_record([text].into_iter().chain(answer).chain(cells));
     }
     let mut text = format!(
-        "answers, and the largest error of each target in u (u = unit roundoff)\n{}\n",
+        "answers, and for each target the error nearest its limit, in u (unit roundoff)\n{}\n",
         layout(table, if with_answers { 2 } else { 1 })
     );
     let hidden = cases.len() - shown.len();
@@ -204,7 +216,7 @@ fn distances(record: &RunRecord, _: Style) -> String {
         table.push_record([plain(name), allowed].into_iter().chain(cells));
     }
     format!(
-        "largest error over all cases, and the bits that are right\n{}\n",
+        "largest error over all cases, nearest its limit first, and the bits it leaves\n{}\n",
         layout(table, 1)
     )
 }
@@ -372,20 +384,28 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
         }
     }
     if conforms {
-        let observations = record
+        let share = |(_, _, used): &(&str, &str, f64)| *used;
+        let nearest = record
             .results
             .iter()
-            .flat_map(|result| result.observations.values());
-        let used = observations
-            .filter_map(|one| Some(one.error_u? / one.budget_u))
-            .fold(0.0, f64::max);
-        say(
-            Verdict::Pass,
-            &format!(
-                "CONFORMS: all targets compute the same model; the largest error is {:.0} % of what is allowed",
-                (used * 100.0).ceil()
-            ),
-        );
+            .flat_map(|result| {
+                result.observations.iter().map(|(name, one)| {
+                    let used = one.error_u.unwrap_or(f64::INFINITY) / one.budget_u;
+                    (result.target.as_str(), name.as_str(), used)
+                })
+            })
+            .max_by(|a, b| share(a).total_cmp(&share(b)));
+        if let Some((target, name, used)) = nearest {
+            let (target, name) = (plain(target), plain(name));
+            let used = used * 100.0;
+            say(
+                Verdict::Pass,
+                &format!(
+                    "CONFORMS: all targets compute the same model; the error nearest its limit is \
+                     {used:.0} % of it ({target}, {name})"
+                ),
+            );
+        }
     }
     text
 }
@@ -429,6 +449,10 @@ fn cell(result: &ResultRecord, style: Style) -> String {
         .map(|line| paint(line, result.verdict, style))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+fn counted(count: usize, word: &str) -> String {
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
 /// An answer on one line.

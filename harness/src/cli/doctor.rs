@@ -3,15 +3,13 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use driftgauge::install::DEFAULT_BACKENDS;
 use driftgauge::judge::describe;
 use driftgauge::worker::Worker;
 use driftgauge::{exit, host};
 use driftgauge_reports::text::plain;
 
 use super::{DoctorArguments, Exit, print};
-
-/// The backends that a complete build has.
-const BACKENDS: [&str; 3] = ["candle", "libtorch", "onnx"];
 
 /// Starts every worker once and prints what it says of itself.
 ///
@@ -20,7 +18,7 @@ const BACKENDS: [&str; 3] = ["candle", "libtorch", "onnx"];
 pub fn doctor(arguments: &DoctorArguments) -> Result<u8, Exit> {
     let install = super::find_install()?;
     let deadline = Duration::from_secs_f64(arguments.timeout);
-    let mut backends: Vec<String> = BACKENDS.map(str::to_owned).to_vec();
+    let mut backends: Vec<String> = DEFAULT_BACKENDS.map(str::to_owned).to_vec();
     backends.extend(install.backends());
     backends.sort();
     backends.dedup();

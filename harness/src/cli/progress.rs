@@ -61,6 +61,9 @@ impl Bars {
 
     /// Removes all lines.
     pub fn clear(&self) {
+        // Each on its own: a line that is still ticking would be drawn again.
+        self.targets.iter().for_each(ProgressBar::finish_and_clear);
+        self.truth.finish_and_clear();
         let _ = self.all.clear();
     }
 }

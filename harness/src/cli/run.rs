@@ -7,11 +7,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use driftgauge::collect::{Surroundings, collect};
-use driftgauge::install::Install;
+use driftgauge::install::{DEFAULT_BACKENDS, Install};
 use driftgauge::judge::Bench;
 use driftgauge::model::{Manifest, Model, manifest};
 use driftgauge::oracle::{self, Truth};
-use driftgauge::plan::{Plan, plan};
+use driftgauge::plan::{Plan, PlanError, plan};
 use driftgauge::run::{TargetOutcome, Work, run_target};
 use driftgauge::suite::{self, Suite};
 use driftgauge::target::Target;
@@ -26,8 +26,6 @@ use super::{Exit, RunArguments, print, style};
 
 /// The model that is run where none is named.
 const EMBEDDED_MODEL: &str = "zh-mini";
-/// The backends that are run where no target is named.
-const DEFAULT_BACKENDS: [&str; 3] = ["candle", "libtorch", "onnx"];
 
 /// Runs the cases and prints the report.
 ///
@@ -127,20 +125,15 @@ fn execute(
         clock.lap("model");
         let plan = plan(suites, &setting.arguments.cases, &model).map_err(|error| {
             let hint = error.hint();
-            Exit::input(error).with_hint(hint)
+            let code = match error {
+                PlanError::NothingSelected { .. } => exit::NOTHING,
+                _ => exit::INPUT,
+            };
+            Exit {
+                code,
+                ..Exit::input(error).with_hint(hint)
+            }
         })?;
-        if plan.cases.is_empty() {
-            let error = anyhow!(
-                "no case is selected by --case {}",
-                setting.arguments.cases.join(" ")
-            );
-            let hint = "patterns match a case's name or suite/name: --case 'fill-mask/*'";
-            return Err(Exit {
-                code: exit::NOTHING,
-                error,
-                hint: Some(hint.to_owned()),
-            });
-        }
         clock.lap("plan");
         bars.planned(plan.jobs.len(), plan.sequences.len());
         let (model, plan) = planned.get_or_init(|| (model, plan));
@@ -206,7 +199,8 @@ fn targets(arguments: &RunArguments, install: &Install) -> Result<Vec<Target>, E
     known.sort();
     known.dedup();
     for (index, target) in targets.iter().enumerate() {
-        if !known.contains(&target.backend) {
+        let is_there = install.worker(&target.backend).exists();
+        if !is_there && !known.contains(&target.backend) {
             let error = anyhow!(
                 "unknown target `{target}` (known backends: {})",
                 known.join(", ")
@@ -229,8 +223,10 @@ fn suites(arguments: &RunArguments, install: &Install) -> Result<Vec<Suite>, Exi
     } else {
         arguments.suites.clone()
     };
-    suite::load_all(&paths)
-        .map_err(|error| Exit::input(error).with_hint("the format of suites is in cases/README.md"))
+    suite::load_all(&paths).map_err(|error| {
+        let hint = error.hint();
+        Exit::input(error).with_hint(hint)
+    })
 }
 
 /// The suites of the repository: `seed`, which a reader knows, first.

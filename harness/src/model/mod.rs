@@ -88,13 +88,21 @@ impl ModelError {
     /// The next step for the user.
     pub fn hint(&self) -> String {
         match self {
-            Self::Io { .. } => "check the path and its permissions".to_owned(),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "--model takes a local directory; driftgauge downloads nothing".to_owned()
+            }
+            Self::Io { .. } => "--model takes a directory that can be read".to_owned(),
             Self::Missing { .. } => {
                 "--model takes a directory in Hugging Face layout: config.json, \
                 model.safetensors or pytorch_model.bin, vocab.txt or tokenizer.json"
                     .to_owned()
             }
-            Self::Config { .. } | Self::Manifest { .. } => "mend the file".to_owned(),
+            Self::Config { .. } => {
+                "driftgauge runs BERT encoders; if this is one, use the config.json \
+                that was published with its weights"
+                    .to_owned()
+            }
+            Self::Manifest { .. } => "mend the manifest".to_owned(),
             Self::Weights { .. } => {
                 "fetch the file again, or export the checkpoint again with transformers' \
                  `save_pretrained`"

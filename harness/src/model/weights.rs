@@ -100,8 +100,17 @@ impl ModelWeights {
             path: source.to_owned(),
             problem,
         };
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|cause| error(format!("not a valid safetensors file: {cause}")))?;
+        if map.starts_with(b"version https://git-lfs") {
+            return Err(error(
+                "is a Git LFS pointer, not the weights: run `git lfs pull`".to_owned(),
+            ));
+        }
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|cause| {
+            let length = map.len();
+            error(format!(
+                "not a valid safetensors file: {cause} ({length} bytes)"
+            ))
+        })?;
         let stored = metadata.tensors();
         let find = |expected: &[names::Expected]| {
             names::resolve(expected, &|name| stored.contains_key(name))
