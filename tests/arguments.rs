@@ -152,6 +152,8 @@ fn a_pattern_that_matches_nothing() {
         "\n  hint: patterns match",
     ];
     bad_arguments(&["--case", "gone*"], 4, &expected);
+    // Not even beside one that matches.
+    bad_arguments(&["--case", "*", "--case", "gone*"], 4, &expected);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use driftgauge_protocol::{BertConfig, Dtype, FileIdentity, WeightsFile, widen};
-use memmap2::{Mmap, MmapOptions};
+use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::tensor::{SafeTensors, TensorView};
 
@@ -390,6 +390,5 @@ fn is_tied_decoder(tensor: &torch_file::TorchTensor, all: &[torch_file::TorchTen
 pub(super) fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is only read. A file that is cut short under it would raise SIGBUS, as for
     // every program that maps files; one that is changed is noticed by its identity.
-    // Populated, because every byte is going to be hashed.
-    unsafe { MmapOptions::new().populate().map(file) }
+    unsafe { Mmap::map(file) }
 }
