@@ -307,6 +307,11 @@ fn task(table: CaseTable, header: Range<usize>) -> Result<Task, Problem> {
     let (wanted, unwanted): (&[&str], &[&str]) = match word {
         "fill-mask" | "features" => (&["text"], &["a", "b"]),
         "similarity" => (&["a", "b"], &["text"]),
+        "tokens" => {
+            let label = "known: fill-mask, similarity, features";
+            let message = "this version compares no tokenizers, so it has no `tokens` task";
+            return Err(Problem::at(table.task.span(), message, label));
+        }
         _ => {
             let known = "known: fill-mask, similarity, features";
             return Err(Problem::at(
@@ -437,6 +442,12 @@ b = ""
                 "similarity",
                 "similar",
                 "unknown task `similar`",
+                "seed.toml:12:8",
+            ),
+            (
+                "similarity",
+                "tokens",
+                "compares no tokenizers",
                 "seed.toml:12:8",
             ),
             ("b = \"\"", "", "case `pair` has no `b`", "seed.toml:10:1"),

@@ -3,7 +3,9 @@
 //! A report is a function of the record alone: [`render`] reads nothing else, no clock, no
 //! environment, no terminal. Adding a format is one file, a variant of [`Format`] and its arm.
 
+mod findings;
 mod json;
+mod layout;
 pub mod record;
 mod terminal;
 pub mod text;

@@ -7,15 +7,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use anstyle::{AnsiColor, Style as Ansi};
 use tabled::builder::Builder;
-use tabled::settings::object::Columns;
-use tabled::settings::style::HorizontalLine;
-use tabled::settings::{Alignment, Modify, Padding, Style as TableStyle};
 
 use crate::Style;
-use crate::record::{Answer, Finding, FindingKind, MaskAnswer, ResultRecord, RunRecord, Verdict};
-use crate::text::{plain, shorten, width};
+use crate::findings::grouped;
+use crate::layout::{layout, paint, visible_width, wrap, write_wrapped};
+use crate::record::{Answer, MaskAnswer, ResultRecord, RunRecord, Verdict};
+use crate::text::{plain, shorten};
 
 /// Cases whose answers are shown.
 const SHOWN_CASES: usize = 12;
@@ -33,7 +31,7 @@ pub fn render(record: &RunRecord, style: Style) -> String {
     let mut text = headline(record, style);
     for part in [
         answers(record, style),
-        distances(record, style),
+        distances(record),
         verdicts(record, style),
         findings(record, style),
         conclusion(record, style),
@@ -162,7 +160,7 @@ fn answers(record: &RunRecord, style: Style) -> String {
 }
 
 /// The worst error of each observation over all cases, worst observation first.
-fn distances(record: &RunRecord, _: Style) -> String {
+fn distances(record: &RunRecord) -> String {
     struct Worst {
         error_u: f64,
         bits: f64,
@@ -255,51 +253,10 @@ fn verdicts(record: &RunRecord, style: Style) -> String {
 
 /// Findings, the worst first; equal ones of one target are counted, not repeated.
 fn findings(record: &RunRecord, style: Style) -> String {
-    struct Group<'a> {
-        finding: &'a Finding,
-        result: &'a ResultRecord,
-        cases: usize,
-        followed: usize,
-    }
-    let mut groups: Vec<Group> = Vec::new();
-    for result in record
-        .results
-        .iter()
-        .filter(|result| !result.findings.is_empty())
-    {
-        let finding = &result.findings[0];
-        let known = groups.iter_mut().find(|group| {
-            group.result.target == result.target
-                && group.finding.kind == finding.kind
-                && (group.finding.message == finding.message
-                    || group.finding.observation.is_some()
-                        && group.finding.observation == finding.observation)
-        });
-        let followed = result.findings.len() - 1;
-        match known {
-            Some(group) => {
-                group.cases += 1;
-                if severity(finding) > severity(group.finding) {
-                    (group.finding, group.result, group.followed) = (finding, result, followed);
-                }
-            }
-            None => groups.push(Group {
-                finding,
-                result,
-                cases: 1,
-                followed,
-            }),
-        }
-    }
+    let groups = grouped(record);
     if groups.is_empty() {
         return String::new();
     }
-    groups.sort_by(|a, b| {
-        b.finding
-            .kind
-            .cmp(&a.finding.kind)
-            .then(severity(b.finding).total_cmp(&severity(a.finding)))
-    });
     let mut text = "findings\n".to_owned();
     for group in groups.iter().take(SHOWN_FINDINGS) {
         let (result, finding) = (group.result, group.finding);
@@ -520,79 +477,4 @@ fn number(value: f64) -> String {
     } else {
         format!("{value:.1e}")
     }
-}
-
-fn severity(finding: &Finding) -> f64 {
-    match (finding.measured_u, finding.allowed_u) {
-        (Some(measured), Some(allowed)) => measured / allowed,
-        _ if finding.kind == FindingKind::Numeric => f64::INFINITY,
-        _ => 0.0,
-    }
-}
-
-/// Lays a table out; columns from `numbers` on are aligned to the right.
-fn layout(table: Builder, numbers: usize) -> String {
-    let line = HorizontalLine::new('-');
-    let mut table = table.build();
-    table
-        .with(TableStyle::empty().horizontals([(1, line)]))
-        .with(Padding::new(1, 1, 0, 0))
-        .with(Modify::new(Columns::new(numbers..)).with(Alignment::right()));
-    table
-        .to_string()
-        .lines()
-        .map(str::trim_end)
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-fn paint(text: &str, verdict: Verdict, style: Style) -> String {
-    if !style.colour {
-        return text.to_owned();
-    }
-    let colour = match verdict {
-        Verdict::Pass | Verdict::Fixed => AnsiColor::Green,
-        Verdict::New | Verdict::Known | Verdict::Unsupported => AnsiColor::Yellow,
-        Verdict::Drift | Verdict::Broken => AnsiColor::Red,
-    };
-    let ansi = Ansi::new().fg_color(Some(colour.into()));
-    format!("{ansi}{text}{ansi:#}")
-}
-
-/// Columns of the widest line, escape sequences not counted.
-fn visible_width(text: &str) -> usize {
-    let without = |line: &str| {
-        let mut plain = String::new();
-        let mut parts = line.split('\u{1b}');
-        plain.push_str(parts.next().unwrap_or_default());
-        for part in parts {
-            plain.push_str(part.split_once('m').map_or("", |(_, rest)| rest));
-        }
-        width(&plain)
-    };
-    text.lines().map(without).max().unwrap_or(0)
-}
-
-fn write_wrapped(text: &mut String, sentence: &str, columns: usize) {
-    for line in wrap(sentence, columns.saturating_sub(4)) {
-        let _ = writeln!(text, "    {line}");
-    }
-}
-
-/// Breaks a sentence at spaces.
-fn wrap(sentence: &str, columns: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in sentence.split(' ') {
-        let last = lines.len() - 1;
-        if lines[last].is_empty() {
-            lines[last] = word.to_owned();
-        } else if width(&lines[last]) + 1 + width(word) <= columns {
-            let line = &mut lines[last];
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
-        }
-    }
-    lines
 }
