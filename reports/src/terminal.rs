@@ -65,7 +65,7 @@ fn headline(record: &RunRecord, style: Style) -> String {
         .filter(|how| how.contains("default"))
     {
         let line = format!(
-            "  tokenizer: lower case {}, no tokenizer_config.json says",
+            "  tokenizer: no file sets lower case, it is {}",
             plain(lowercase)
         );
         let _ = writeln!(text, "{}", shorten(&line, style.width));
