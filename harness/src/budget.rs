@@ -24,7 +24,7 @@
 //! | `hidden.12`, 12 × 768 | 20.5 | 13.2 | 11.7 | 57.7 |
 //! | `logits`, 4 × 192 | 11.8 | 6.7 | 6.7 | 39.2 |
 //! | `logits`, 12 × 768 | 26.3 | 17.1 | 14.7 | 59.9 |
-//! | `cls`, 4 × 192 | 18.7 | 14.6 | 14.6 | 53.7 |
+//! | `cls`, 4 × 192 | 19.3 | 14.6 | 14.6 | 53.7 |
 //! | `cls`, 12 × 768 | 20.0 | 12.7 | 13.5 | 86.5 |
 //!
 //! candle is the furthest away throughout: its layer norm computes the variance in one pass.
