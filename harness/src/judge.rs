@@ -54,22 +54,10 @@ pub fn judge(
         Ok(tensors) => tensors,
         Err(trouble) => return no_outcome(trouble),
     };
-    if matches!(case.case.task, Task::FillMask { .. })
-        && !loaded
-            .observations
-            .iter()
-            .any(|name| name == observation::LOGITS)
-    {
-        let reason = if bench.model.weights.has_head() {
-            "the target offers no logits"
-        } else {
-            "the checkpoint has no masked-language-model head"
-        };
-        return no_outcome(&Trouble::Refused(Failure {
-            kind: FailureKind::Unsupported,
-            message: reason.to_owned(),
-            hint: None,
-        }));
+    // Where there is a head, a target that offers no logits was refused when it loaded.
+    if matches!(case.case.task, Task::FillMask { .. }) && !bench.model.weights.has_head() {
+        let reason = "the checkpoint has no masked-language-model head";
+        return no_outcome(&Trouble::Refused(Failure::unsupported(reason)));
     }
     let mut judging = Judging {
         bench,

@@ -4,6 +4,21 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+/// Finds out whether files can be written into a folder, which need not exist yet. Leaves nothing.
+///
+/// # Errors
+/// What the file system says of the folder, or of the nearest one above it that exists.
+pub fn check_writable(folder: &Path) -> io::Result<()> {
+    let absolute = std::path::absolute(folder)?;
+    let existing = absolute.ancestors().find(|folder| folder.exists());
+    let existing = existing.unwrap_or(Path::new("/"));
+    if !existing.is_dir() {
+        let problem = format!("`{}` is not a folder", existing.display());
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, problem));
+    }
+    tempfile::tempfile_in(existing).map(drop)
+}
+
 /// Writes `bytes` to `path` whole or not at all, and makes the folder where it is missing.
 ///
 /// # Errors
@@ -13,10 +28,6 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    if folder.exists() && !folder.is_dir() {
-        let problem = format!("`{}` is not a folder", folder.display());
-        return Err(io::Error::new(io::ErrorKind::NotADirectory, problem));
-    }
     std::fs::create_dir_all(folder)?;
     // Readable as any other file that a program writes, less what the umask takes away.
     let readable = std::fs::Permissions::from_mode(0o666);

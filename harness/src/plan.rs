@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use driftgauge_protocol::Batch;
-use globset::{Glob, GlobSet, GlobSetBuilder};
+use globset::{Glob, GlobMatcher};
 
 use crate::model::{Encoded, MASK, Model};
 use crate::oracle::Sequence;
@@ -111,7 +111,7 @@ impl PlanError {
 /// # Errors
 /// [`PlanError`] that names the case.
 pub fn plan(suites: &[Suite], patterns: &[String], model: &Model) -> Result<Plan, PlanError> {
-    let selected = selection(patterns)?;
+    let selection = Selection::new(patterns)?;
     let mut plan = Plan {
         cases: Vec::new(),
         sequences: Vec::new(),
@@ -121,13 +121,7 @@ pub fn plan(suites: &[Suite], patterns: &[String], model: &Model) -> Result<Plan
         let cases: Vec<&Case> = suite
             .cases
             .iter()
-            .filter(|case| {
-                let Some(selected) = &selected else {
-                    return true;
-                };
-                selected.is_match(&case.name)
-                    || selected.is_match(format!("{}/{}", suite.name, case.name))
-            })
+            .filter(|case| selection.selects(&suite.name, &case.name))
             .collect();
         for group in cases.chunks(suite.batch) {
             let first = plan.cases.len();
@@ -147,46 +141,51 @@ pub fn plan(suites: &[Suite], patterns: &[String], model: &Model) -> Result<Plan
             });
         }
     }
-    check_each_selects(patterns, &plan.cases)?;
+    selection.check_each_selects(&plan.cases)?;
     Ok(plan)
 }
 
-/// Compiles the patterns; `None` where there are none and everything is selected.
-fn selection(patterns: &[String]) -> Result<Option<GlobSet>, PlanError> {
-    if patterns.is_empty() {
-        return Ok(None);
-    }
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        set.add(compile(pattern)?);
-    }
-    let error = |source| PlanError::Pattern {
-        pattern: patterns.join(" "),
-        source,
-    };
-    set.build().map(Some).map_err(error)
-}
+/// The patterns of `--case`; without any, every case is selected.
+struct Selection(Vec<GlobMatcher>);
 
-fn compile(pattern: &str) -> Result<Glob, PlanError> {
-    Glob::new(pattern).map_err(|source| PlanError::Pattern {
-        pattern: pattern.to_owned(),
-        source,
-    })
-}
-
-/// A pattern that selects nothing is a mistake, even where another one selects something.
-fn check_each_selects(patterns: &[String], cases: &[PlannedCase]) -> Result<(), PlanError> {
-    for pattern in patterns {
-        let matcher = compile(pattern)?.compile_matcher();
-        let selects =
-            |case: &PlannedCase| matcher.is_match(&case.case.name) || matcher.is_match(case.id());
-        if !cases.iter().any(selects) {
-            return Err(PlanError::NothingSelected {
+impl Selection {
+    fn new(patterns: &[String]) -> Result<Self, PlanError> {
+        let compile = |pattern: &String| match Glob::new(pattern) {
+            Ok(glob) => Ok(glob.compile_matcher()),
+            Err(source) => Err(PlanError::Pattern {
                 pattern: pattern.clone(),
-            });
+                source,
+            }),
+        };
+        patterns
+            .iter()
+            .map(compile)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn selects(&self, suite: &str, case: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|pattern| matches(pattern, suite, case))
+    }
+
+    /// A pattern that selects nothing is a mistake, even where another one selects something.
+    fn check_each_selects(&self, cases: &[PlannedCase]) -> Result<(), PlanError> {
+        let idle = |pattern: &&GlobMatcher| {
+            !cases
+                .iter()
+                .any(|case| matches(pattern, &case.suite, &case.case.name))
+        };
+        match self.0.iter().find(idle) {
+            None => Ok(()),
+            Some(pattern) => Err(PlanError::NothingSelected {
+                pattern: pattern.glob().to_string(),
+            }),
         }
     }
-    Ok(())
+}
+
+fn matches(pattern: &GlobMatcher, suite: &str, case: &str) -> bool {
+    pattern.is_match(case) || pattern.is_match(format!("{suite}/{case}"))
 }
 
 fn plan_case(plan: &mut Plan, suite: &Suite, case: &Case, model: &Model) -> Result<(), PlanError> {
@@ -293,15 +292,20 @@ mod tests {
 
     #[test]
     fn patterns_match_the_case_or_the_suite_and_case() {
-        let check = |pattern: &str, name: &str| {
-            selection(&[pattern.to_owned()])
-                .unwrap()
-                .unwrap()
-                .is_match(name)
+        let check = |patterns: &[&str]| {
+            let patterns: Vec<String> =
+                patterns.iter().map(|&pattern| pattern.to_owned()).collect();
+            Selection::new(&patterns).map(|selection| selection.selects("seed", "capital"))
         };
-        assert!(check("capital*", "capital-two"));
-        assert!(check("seed/*", "seed/capital"));
-        assert!(!check("seed", "seed/capital"));
-        assert!(selection(&["a[".to_owned()]).is_err());
+        for (patterns, expected) in [
+            (&[][..], true),
+            (&["cap*"], true),
+            (&["seed/*"], true),
+            (&["seed"], false),
+            (&["gone", "*/capital"], true),
+        ] {
+            assert_eq!(check(patterns).ok(), Some(expected), "{patterns:?}");
+        }
+        assert!(check(&["a["]).is_err());
     }
 }

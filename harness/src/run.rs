@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use driftgauge_protocol::{Failure, FailureKind, Hello, LoadRequest, Loaded, Tensor, observation};
+use driftgauge_protocol::{Hello, LoadRequest, Loaded, Tensor, observation};
 
 use crate::plan::{Job, Plan};
 use crate::target::Target;
@@ -208,14 +208,6 @@ impl Session<'_> {
             }
         };
         let wanted = wanted(self.loaded, job);
-        if wanted.is_empty() {
-            *slot = Some(worker);
-            return Err(Trouble::Refused(Failure {
-                kind: FailureKind::Unsupported,
-                message: "offers none of the observations of this task".to_owned(),
-                hint: None,
-            }));
-        }
         let result = worker.run(&job.batch, &wanted, &names(plan, job));
         if !matches!(result, Err(Trouble::Broken(_))) {
             *slot = Some(worker);

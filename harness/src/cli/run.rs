@@ -33,6 +33,13 @@ const EMBEDDED_MODEL: &str = "zh-mini";
 /// [`Exit`] where nothing could be run; what happens to a target is in the record.
 pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
     let mut clock = Clock::start();
+    let file = arguments.out.join("record.json");
+    let cannot_write = |error: std::io::Error| {
+        let error = anyhow!(error).context(format!("cannot write `{}`", file.display()));
+        Exit::input(error).with_hint("choose another folder with --out")
+    };
+    // Now, and not after a run whose results would be lost.
+    output::check_writable(&arguments.out).map_err(cannot_write)?;
     let install = super::find_install()?;
     let targets = targets(arguments, &install)?;
     let suites = suites(arguments, &install)?;
@@ -73,13 +80,10 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
     clock.lap("judge");
     record.time = clock.finish();
 
-    let file = arguments.out.join("record.json");
     let json = driftgauge_reports::render(&record, Format::Json, style())
         .context("cannot write the record as JSON")
         .map_err(Exit::input)?;
-    output::write_whole(&file, json.as_bytes())
-        .with_context(|| format!("cannot write `{}`", file.display()))
-        .map_err(|error| Exit::input(error).with_hint("choose another folder with --out"))?;
+    output::write_whole(&file, json.as_bytes()).map_err(cannot_write)?;
     match arguments.format {
         Format::Json => print(&json)?,
         format => {
