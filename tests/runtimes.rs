@@ -91,9 +91,11 @@ impl Scene {
     /// A copy of the build, with these workers and without any runtime.
     fn without_runtimes(workers: &[&str]) -> Self {
         let folder = Folder::new();
-        std::fs::create_dir_all(folder.path("home")).unwrap();
-        let cases = Path::new(HOME).join("cases");
-        std::os::unix::fs::symlink(cases, folder.path("home/cases")).unwrap();
+        std::fs::create_dir_all(folder.path("home/snapshots")).unwrap();
+        for part in ["cases", "snapshots/calibration.toml"] {
+            let place = folder.path("home").join(part);
+            std::os::unix::fs::symlink(Path::new(HOME).join(part), place).unwrap();
+        }
         let workers = workers
             .iter()
             .map(|backend| format!("driftgauge-worker-{backend}"));

@@ -70,22 +70,31 @@ pub fn answer(case: &PlannedCase, from: Answering<'_>, tokenizer: &Tokenizer) ->
     }
 }
 
-/// The likeliest tokens of a row of logits; equal logits are in order of their IDs.
+/// The likeliest tokens of a row of logits.
 fn top(logits: &[f64], tokenizer: &Tokenizer) -> Vec<Candidate> {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-    let mut ids: Vec<usize> = (0..logits.len()).collect();
-    let by_logit = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-    if ids.len() > TOP {
-        ids.select_nth_unstable_by(TOP, by_logit);
-        ids.truncate(TOP);
-    }
-    ids.sort_by(by_logit);
-    ids.into_iter()
+    best(logits, TOP)
+        .into_iter()
         .map(|id| Candidate {
-            token: tokenizer.token(id as u32),
-            id: id as u32,
-            probability: (logits[id] - largest).exp() / sum,
+            token: tokenizer.token(id),
+            id,
+            probability: (logits[id as usize] - largest).exp() / sum,
         })
         .collect()
+}
+
+/// The tokens with the largest logits, the largest first; equal logits are in order of their IDs.
+pub fn best(logits: &[f64], count: usize) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let by_logit = |a: &u32, b: &u32| {
+        let (one, other) = (logits[*a as usize], logits[*b as usize]);
+        other.total_cmp(&one).then(a.cmp(b))
+    };
+    if ids.len() > count {
+        ids.select_nth_unstable_by(count, by_logit);
+        ids.truncate(count);
+    }
+    ids.sort_by(by_logit);
+    ids
 }

@@ -1,51 +1,90 @@
 //! Budgets: how large an error a correct implementation may have.
 //!
-//! Rounding errors of the stages are independent, so their effect grows with the square root of the
-//! number of stages that were passed: the embeddings are one stage, each encoder layer another, the
-//! head the last. The budget is
-//!
-//! ```text
-//! 16 u · √stages        embeddings, hidden states, centred logits
-//! 24 u · √stages        cls: one row alone scatters more than the mean of many
-//! ```
-//!
-//! with u the unit roundoff of the target's dtype. The factors stand at about two and a half times the
-//! largest error that was measured: all 190 cases of the suites, f32, one thread, x86-64 with
-//! AVX-512, on `zh-mini` (4 layers, 192 wide, trained) and on transformers' random initialisation of
-//! the full size (12 layers, 768 wide). The largest error of any case, in u:
-//!
-//! | observation | candle 0.11.1 | libtorch 2.11.0 | ONNX Runtime 1.31.1 | allowed |
-//! |---|---|---|---|---|
-//! | `embeddings`, 4 × 192 | 2.9 | 1.4 | 1.7 | 16.0 |
-//! | `embeddings`, 12 × 768 | 6.8 | 1.6 | 1.6 | 16.0 |
-//! | `hidden.1`, 4 × 192 | 6.8 | 5.1 | 5.4 | 22.6 |
-//! | `hidden.1`, 12 × 768 | 7.8 | 4.0 | 6.6 | 22.6 |
-//! | `hidden.4`, 4 × 192 | 13.4 | 8.9 | 9.4 | 35.8 |
-//! | `hidden.12`, 12 × 768 | 20.5 | 13.2 | 11.7 | 57.7 |
-//! | `logits`, 4 × 192 | 11.8 | 6.7 | 6.7 | 39.2 |
-//! | `logits`, 12 × 768 | 26.3 | 17.1 | 14.7 | 59.9 |
-//! | `cls`, 4 × 192 | 19.3 | 14.6 | 14.6 | 53.7 |
-//! | `cls`, 12 × 768 | 20.0 | 12.7 | 13.5 | 86.5 |
-//!
-//! candle is the furthest away throughout: its layer norm computes the variance in one pass.
-//!
-//! The same factors serve the other dtypes, in their own u.
+//! A budget is K times the error that Monte-Carlo arithmetic [predicts](crate::predict) for this case,
+//! this observation and this dtype. K is the one number that is set by hand, or rather by
+//! `driftgauge calibrate`, from many clean runs; it stands in `snapshots/calibration.toml` with the
+//! ratios that it rests on.
 
-use driftgauge_protocol::observation;
+use std::path::{Path, PathBuf};
 
-/// Name of the observation that is the first row of the last layer.
-pub const CLS: &str = "cls";
+use serde::{Deserialize, Serialize};
 
-/// Largest error that passes, in units of roundoff of the target's dtype, for an observation of a
-/// model with `layers` encoder layers.
-pub fn budget_u(name: &str, layers: usize) -> f64 {
-    let (factor, stages) = match name {
-        observation::EMBEDDINGS => (16.0, 1),
-        observation::LOGITS => (16.0, layers + 2),
-        CLS => (24.0, layers + 1),
-        _ => (16.0, observation::hidden_layer(name).unwrap_or(layers) + 1),
-    };
-    factor * (stages as f64).sqrt()
+/// What clean runs have shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Budgets are this many times the predicted error.
+    pub k: f64,
+    /// How far an error may move from its baseline, in predicted errors.
+    pub move_limit: f64,
+    /// What the numbers rest on, in a sentence.
+    pub evidence: String,
+}
+
+/// What is wrong with a calibration.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrationError {
+    /// The file cannot be read.
+    #[error("cannot read `{path}`")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the file system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The content is wrong.
+    #[error("calibration `{path}`: {problem}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line where there is one.
+        problem: String,
+    },
+}
+
+/// The next step where a calibration is missing or wrong.
+pub const HINT: &str = "`driftgauge calibrate --write` measures it anew";
+
+impl Calibration {
+    /// Reads a calibration.
+    ///
+    /// # Errors
+    /// [`CalibrationError`] that names the file.
+    pub fn read(path: &Path) -> Result<Self, CalibrationError> {
+        let text = std::fs::read_to_string(path).map_err(|source| CalibrationError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let content = |problem: String| CalibrationError::Content {
+            path: path.to_owned(),
+            problem,
+        };
+        let calibration: Self =
+            toml::from_str(&text).map_err(|error| content(error.to_string()))?;
+        for (name, value) in [("k", calibration.k), ("move_limit", calibration.move_limit)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(content(format!(
+                    "`{name}` is {value}, expected a positive number"
+                )));
+            }
+        }
+        Ok(calibration)
+    }
+}
+
+/// How far apart two correct implementations may be, in the noise of one: each is within K, and their
+/// errors are independent.
+pub fn pair_budget(k: f64) -> f64 {
+    k * std::f64::consts::SQRT_2
+}
+
+/// A float64 target is compared with a truth that is itself rounded to float64, by the same amount.
+pub fn against_rounded_truth(dtype: driftgauge_protocol::Dtype) -> f64 {
+    match dtype {
+        driftgauge_protocol::Dtype::F64 => std::f64::consts::SQRT_2,
+        _ => 1.0,
+    }
 }
 
 #[cfg(test)]
@@ -53,14 +92,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn budgets_grow_with_the_square_root_of_the_stages() {
-        for (name, layers, expected) in [
-            ("embeddings", 12, 16.0),
-            ("hidden.3", 12, 32.0),
-            ("logits", 2, 32.0),
-            ("cls", 3, 48.0),
+    fn a_calibration_is_read_or_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("calibration.toml");
+        let error = Calibration::read(&path).unwrap_err().to_string();
+        assert!(error.contains("calibration.toml"), "{error}");
+        for (text, expected) in [
+            ("k = 2\nmove_limit = 0.5\nevidence = 'x'", Ok(2.0)),
+            ("k = 0\nmove_limit = 0.5\nevidence = 'x'", Err("`k` is 0")),
+            (
+                "k = nan\nmove_limit = 0.5\nevidence = 'x'",
+                Err("`k` is NaN"),
+            ),
+            ("k = 2\nevidence = 'x'", Err("missing field `move_limit`")),
         ] {
-            assert_eq!(budget_u(name, layers), expected, "{name}");
+            std::fs::write(&path, text).unwrap();
+            match (Calibration::read(&path), expected) {
+                (Ok(found), Ok(k)) => assert_eq!(found.k, k),
+                (Err(error), Err(expected)) => {
+                    let error = error.to_string();
+                    assert!(
+                        error.contains(expected) && error.contains("calibration.toml"),
+                        "{error}"
+                    );
+                }
+                (found, _) => panic!("{text}: {found:?}"),
+            }
         }
     }
 }

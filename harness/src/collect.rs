@@ -2,23 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use driftgauge_protocol::property;
+use driftgauge_protocol::{Arithmetic, Bias, Variance, property};
 use driftgauge_reports::record::{
-    Answer, FileRecord, ModelRecord, RECORD_FORMAT, RECORD_VERSION, ResultRecord, RunRecord,
-    RunTime, SuiteRecord, Summary, TargetRecord, TargetTime, Tokens, Verdict,
+    Answer, FileRecord, Method, ModelRecord, RECORD_FORMAT, RECORD_VERSION, ResultRecord,
+    RunRecord, RunTime, SemanticCheck, SuiteRecord, Summary, TargetRecord, TargetTime, Tokens,
+    TruthRecord, Verdict,
 };
 use rayon::prelude::*;
 
 use crate::exit;
+use crate::judge::across::Across;
+use crate::judge::diagnosis::Residual;
 use crate::judge::{Bench, Judgement, describe, judge, no_outcome, truth_answer};
 use crate::model::Model;
+use crate::pairs::pairs;
 use crate::plan::{Job, Plan, PlannedCase};
+use crate::predict::Predictions;
 use crate::run::TargetOutcome;
 use crate::suite::Suite;
 
 /// What a record holds that no outcome says.
 #[derive(Debug)]
 pub struct Surroundings {
+    /// The truth, not compared with anything yet.
+    pub truth: TruthRecord,
     /// The machine.
     pub host: BTreeMap<String, String>,
     /// Where things were on it.
@@ -30,42 +37,53 @@ pub struct Surroundings {
 /// Judges every outcome and writes everything down.
 pub fn collect(
     bench: Bench<'_>,
+    method: Method,
     suites: &[Suite],
     outcomes: &[TargetOutcome],
+    predictions: &Predictions,
     surroundings: Surroundings,
 ) -> RunRecord {
-    let results: Vec<ResultRecord> = bench
+    let judged: Vec<(ResultRecord, Option<Residual>)> = bench
         .plan
         .jobs
         .par_iter()
         .enumerate()
         .flat_map_iter(|(index, job)| {
             let cases = &bench.plan.cases[job.cases.clone()];
-            cases
-                .iter()
-                .flat_map(move |case| results_of(bench, index, job, case, outcomes))
+            cases.iter().enumerate().flat_map(move |(offset, case)| {
+                let place = Place {
+                    job: index,
+                    case: job.cases.start + offset,
+                };
+                results_of(bench, place, job, case, outcomes, predictions)
+            })
         })
         .collect();
-    let mut verdicts = BTreeMap::new();
-    for result in &results {
-        *verdicts.entry(result.verdict).or_insert(0) += 1;
-    }
+    let (mut results, residuals): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
+    let across = Across {
+        bench,
+        outcomes,
+        predictions,
+    };
+    let checks = across.complete(&mut results, &residuals);
     RunRecord {
         format: RECORD_FORMAT.to_owned(),
         version: RECORD_VERSION,
         driftgauge: env!("CARGO_PKG_VERSION").to_owned(),
-        summary: Summary {
-            exit_code: exit_code(&verdicts),
-            cases: bench.plan.cases.len(),
-            targets: outcomes.len(),
-            verdicts,
-        },
+        summary: summary(&results, &surroundings.truth, outcomes.len()),
+        method,
+        truth: surroundings.truth,
         model: model_record(bench.model),
         suites: suites
             .iter()
             .map(|suite| suite_record(suite, bench.plan))
             .collect(),
-        targets: outcomes.iter().map(target_record).collect(),
+        targets: outcomes
+            .iter()
+            .zip(checks)
+            .map(|(outcome, check)| target_record(outcome, check))
+            .collect(),
+        pairs: pairs(bench, outcomes, &results),
         results,
         host: surroundings.host,
         paths: surroundings
@@ -74,6 +92,24 @@ pub fn collect(
             .chain(library_paths(outcomes))
             .collect(),
         time: surroundings.time,
+    }
+}
+
+/// The outcome in numbers.
+pub fn summary(results: &[ResultRecord], truth: &TruthRecord, targets: usize) -> Summary {
+    let mut verdicts = BTreeMap::new();
+    for result in results {
+        *verdicts.entry(result.verdict).or_insert(0) += 1;
+    }
+    let exit_code = match exit_code(&verdicts) {
+        exit::CONFORMS if truth.finding.is_some() => exit::DRIFT,
+        code => code,
+    };
+    Summary {
+        exit_code,
+        cases: results.len() / targets.max(1),
+        targets,
+        verdicts,
     }
 }
 
@@ -93,25 +129,37 @@ fn exit_code(verdicts: &BTreeMap<Verdict, usize>) -> u8 {
     }
 }
 
+/// Indices of a case and of its batch in the plan.
+#[derive(Clone, Copy)]
+struct Place {
+    job: usize,
+    case: usize,
+}
+
 fn results_of(
     bench: Bench<'_>,
-    index: usize,
+    place: Place,
     job: &Job,
     case: &PlannedCase,
     outcomes: &[TargetOutcome],
-) -> Vec<ResultRecord> {
+    predictions: &Predictions,
+) -> Vec<(ResultRecord, Option<Residual>)> {
     let expected = truth_answer(bench, case);
     outcomes
         .iter()
         .map(|outcome| {
-            let judgement = match (&outcome.trouble, &outcome.loaded) {
+            let mut judgement = match (&outcome.trouble, &outcome.loaded) {
                 (None, Some(loaded)) => {
-                    judge(bench, job, case, loaded, outcome.jobs[index].as_ref())
+                    let prediction = predictions.of(loaded, place.case);
+                    let outcome = outcome.jobs[place.job].as_ref();
+                    judge(bench, job, case, loaded, prediction, outcome)
                 }
                 (Some(trouble), _) => no_outcome(trouble),
                 (None, None) => unreachable!("a target has either loaded or failed to"),
             };
-            result_record(case, outcome, judgement, expected.clone())
+            let residual = judgement.residual.take();
+            let record = result_record(case, outcome, judgement, expected.clone());
+            (record, residual)
         })
         .collect()
 }
@@ -143,12 +191,14 @@ fn result_record(
         tokens: tokens.collect(),
         answer: judgement.answer,
         truth_answer,
+        margins: judgement.margins,
         observations: judgement.observations,
         findings: judgement.findings,
     }
 }
 
-fn model_record(model: &Model) -> ModelRecord {
+/// What the record says of a model.
+pub fn model_record(model: &Model) -> ModelRecord {
     let architecture = match serde_json::to_value(&model.config) {
         Ok(serde_json::Value::Object(keys)) => keys.into_iter().collect(),
         _ => BTreeMap::new(),
@@ -225,16 +275,15 @@ fn library_paths(outcomes: &[TargetOutcome]) -> impl Iterator<Item = (String, St
     })
 }
 
-fn target_record(outcome: &TargetOutcome) -> TargetRecord {
+fn target_record(outcome: &TargetOutcome, semantic: Option<SemanticCheck>) -> TargetRecord {
     let (hello, loaded) = (outcome.hello.as_ref(), outcome.loaded.as_ref());
     let mut properties = hello
         .map(|hello| hello.properties.clone())
         .unwrap_or_default();
-    properties.extend(
-        loaded
-            .map(|loaded| loaded.properties.clone())
-            .unwrap_or_default(),
-    );
+    if let Some(loaded) = loaded {
+        properties.extend(loaded.properties.clone());
+        properties.extend(arithmetic_properties(loaded.arithmetic));
+    }
     TargetRecord {
         target: outcome.target.to_string(),
         library: hello.map(|hello| hello.library.clone()),
@@ -248,6 +297,13 @@ fn target_record(outcome: &TargetOutcome) -> TargetRecord {
         properties,
         finding: outcome.trouble.as_ref().map(describe),
         restarts: outcome.restarts,
+        semantic,
+        semantic_missing: outcome
+            .float64
+            .as_ref()
+            .and_then(|run| run.as_ref().err().cloned()),
+        baseline: None,
+        repeats: None,
         time: TargetTime {
             start: outcome.start_seconds,
             load: loaded.map_or(0.0, |loaded| loaded.seconds),
@@ -255,4 +311,26 @@ fn target_record(outcome: &TargetOutcome) -> TargetRecord {
             total: outcome.total_seconds,
         },
     }
+}
+
+/// How a library adds up, among its properties.
+fn arithmetic_properties(arithmetic: Arithmetic) -> [(String, String); 4] {
+    let bias = match arithmetic.bias {
+        Bias::First => "first",
+        Bias::Last => "last",
+    };
+    let variance = match arithmetic.variance {
+        Variance::TwoPass => "two passes",
+        Variance::OnePass => "one pass",
+    };
+    [
+        ("adds_bias", bias.to_owned()),
+        (
+            "adds_products_in_runs_of",
+            arithmetic.product_run.to_string(),
+        ),
+        ("adds_rows_in_lanes", arithmetic.reduction_lanes.to_string()),
+        ("variance", variance.to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
 }

@@ -76,6 +76,16 @@ impl Install {
         self.cases().join("models")
     }
 
+    /// The calibration that budgets rest on.
+    pub fn calibration(&self) -> PathBuf {
+        self.home.join("snapshots/calibration.toml")
+    }
+
+    /// The folder of accepted baselines; it need not exist.
+    pub fn baselines(&self) -> PathBuf {
+        self.home.join("snapshots/baselines")
+    }
+
     /// The executable of a backend's worker; it need not exist.
     pub fn worker(&self, backend: &str) -> PathBuf {
         self.workers.join(format!("driftgauge-worker-{backend}"))

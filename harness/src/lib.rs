@@ -9,17 +9,29 @@
 //! The truth comes from the [`oracle`]. This crate links no native inference library.
 
 pub mod answer;
+pub mod baseline;
 pub mod budget;
+pub mod bundle;
+pub mod cache;
+pub mod calibrate;
 pub mod collect;
+pub mod consistency;
+pub mod detect;
+pub mod evidence;
 pub mod exit;
+pub mod extract;
 pub mod host;
 pub mod install;
 pub mod judge;
 pub mod measure;
 pub mod model;
+pub mod observed;
 pub mod oracle;
 pub mod output;
+pub mod pairs;
 pub mod plan;
+pub mod predict;
+pub mod repeat;
 pub mod run;
 pub mod suite;
 pub mod target;

@@ -105,6 +105,21 @@ impl PlanError {
     }
 }
 
+impl Plan {
+    /// Up to `count` batches, by their index, spread over all that have at most `tokens` tokens,
+    /// padding included; the smallest one where there is none.
+    pub fn sample_jobs(&self, count: usize, tokens: usize) -> Vec<usize> {
+        let size = |job: &usize| self.jobs[*job].batch.input_ids.len();
+        let all = 0..self.jobs.len();
+        let small: Vec<usize> = all.clone().filter(|job| size(job) <= tokens).collect();
+        if small.is_empty() {
+            return all.min_by_key(size).into_iter().collect();
+        }
+        let step = small.len().div_ceil(count);
+        small.into_iter().step_by(step).collect()
+    }
+}
+
 /// Makes the plan of a run. `patterns` select cases by `suite/case` or by the case's name; without
 /// any, all are selected.
 ///
@@ -130,10 +145,8 @@ pub fn plan(suites: &[Suite], patterns: &[String], model: &Model) -> Result<Plan
             }
             let cases = first..plan.cases.len();
             let sequences = plan.cases[first].sequences.start..plan.sequences.len();
-            let batch = pad(
-                &plan.sequences[sequences.clone()],
-                model.config.pad_token_id,
-            );
+            let own = &plan.sequences[sequences.clone()];
+            let batch = pad(own, longest(own), model.config.pad_token_id);
             plan.jobs.push(Job {
                 cases,
                 sequences,
@@ -229,13 +242,14 @@ fn plan_case(plan: &mut Plan, suite: &Suite, case: &Case, model: &Model) -> Resu
     Ok(())
 }
 
-/// Pads sequences on the right to the longest of them.
-fn pad(sequences: &[Sequence], pad_token_id: usize) -> Batch {
-    let length = sequences
-        .iter()
-        .map(|sequence| sequence.ids.len())
-        .max()
-        .unwrap_or(0);
+/// Tokens of the longest sequence.
+pub fn longest(sequences: &[Sequence]) -> usize {
+    let lengths = sequences.iter().map(|sequence| sequence.ids.len());
+    lengths.max().unwrap_or(0)
+}
+
+/// Pads sequences on the right to `length` tokens, which must be no less than the [`longest`] has.
+pub fn pad(sequences: &[Sequence], length: usize, pad_token_id: usize) -> Batch {
     let mut batch = Batch {
         sequences: sequences.len(),
         length,
@@ -281,10 +295,10 @@ mod tests {
             type_ids: vec![0; ids.len()],
             logit_positions: logit_positions.to_vec(),
         };
-        let batch = pad(
-            &[sequence(&[101, 102], &[]), sequence(&[101, 103, 102], &[1])],
-            9,
-        );
+        let sequences = [sequence(&[101, 102], &[]), sequence(&[101, 103, 102], &[1])];
+        assert_eq!(longest(&sequences), 3);
+        assert_eq!(pad(&sequences[..1], 4, 9).input_ids, [101, 102, 9, 9]);
+        let batch = pad(&sequences, 3, 9);
         assert_eq!(batch.input_ids, [101, 102, 9, 101, 103, 102]);
         assert_eq!(batch.attention_mask, [1, 1, 0, 1, 1, 1]);
         assert_eq!(batch.logit_rows, [(1, 1)]);

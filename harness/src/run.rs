@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use driftgauge_protocol::{Hello, LoadRequest, Loaded, Tensor, observation};
+use driftgauge_protocol::{Batch, Dtype, Hello, LoadRequest, Loaded, Tensor, observation};
 
 use crate::plan::{Job, Plan};
 use crate::target::Target;
 use crate::worker::{Broken, Launch, Stage, Trouble, Worker};
 
 /// Crashes in a row after which a target is given up.
-const MOST_CRASHES_IN_A_ROW: usize = 3;
+pub const MOST_CRASHES_IN_A_ROW: usize = 3;
 
 /// What a target did with all jobs.
 #[derive(Debug)]
@@ -28,6 +28,9 @@ pub struct TargetOutcome {
     pub trouble: Option<Trouble>,
     /// One outcome for each job, in order.
     pub jobs: Vec<Result<JobOutcome, Trouble>>,
+    /// What the same library made of a few batches in float64, or why there is nothing; `None` where
+    /// that was not asked for.
+    pub float64: Option<Result<Float64, String>>,
     /// How often a worker had to be started again.
     pub restarts: usize,
     /// Seconds from starting the process to its first message.
@@ -41,6 +44,17 @@ pub struct TargetOutcome {
 /// What a target made of one batch: each offered observation, as it came.
 pub type JobOutcome = BTreeMap<String, Tensor>;
 
+/// What the library of a target made of a few batches in float64.
+#[derive(Debug)]
+pub struct Float64 {
+    /// The target that ran.
+    pub target: Target,
+    /// What its worker said of the loaded model.
+    pub loaded: Loaded,
+    /// Indices of batches, and their outcomes.
+    pub jobs: Vec<(usize, JobOutcome)>,
+}
+
 /// What a target thread has to know, once the model is open.
 #[derive(Debug)]
 pub struct Work<'a> {
@@ -48,6 +62,8 @@ pub struct Work<'a> {
     pub request: LoadRequest,
     /// What to run.
     pub plan: &'a Plan,
+    /// Batches to run in float64 as well, by their index.
+    pub float64: &'a [usize],
 }
 
 /// Told about progress: called from the targets' threads.
@@ -71,7 +87,11 @@ pub fn run_target(
     progress.stage(index, "starting");
     let started = Worker::start(launch.clone());
     let start_seconds = start.elapsed().as_secs_f64();
-    let Work { request, plan } = work.recv().ok()?;
+    let Work {
+        request,
+        plan,
+        float64,
+    } = work.recv().ok()?;
     let request = LoadRequest {
         options: target.options.clone(),
         ..request
@@ -82,6 +102,7 @@ pub fn run_target(
         loaded: None,
         trouble: None,
         jobs: Vec::new(),
+        float64: None,
         restarts: 0,
         start_seconds,
         forward_seconds: 0.0,
@@ -104,15 +125,97 @@ pub fn run_target(
                         request: &request,
                         loaded: &loaded,
                     };
-                    session.run_jobs(worker, plan, &mut outcome, &|| progress.job_done(index));
+                    let mut spent = Spent::default();
+                    session.run_jobs(Some(worker), plan, &mut spent, &mut |_, result| {
+                        outcome.jobs.push(result);
+                        progress.job_done(index);
+                    });
+                    outcome.restarts = spent.restarts;
+                    outcome.forward_seconds = spent.forward_seconds;
                     outcome.loaded = Some(loaded);
                 }
             }
         }
     }
     outcome.total_seconds = start.elapsed().as_secs_f64();
+    if let Some(loaded) = &outcome.loaded
+        && !float64.is_empty()
+    {
+        progress.stage(index, "checking in f64");
+        let target = Target {
+            dtype: Dtype::F64,
+            options: loaded.float64_options.clone(),
+            ..target.clone()
+        };
+        outcome.float64 = Some(run_float64(target, launch, &request, plan, float64));
+    }
     progress.stage(index, "done");
     Some(outcome)
+}
+
+/// Runs a few batches of a target in float64, where its library has that.
+fn run_float64(
+    target: Target,
+    launch: &Launch,
+    request: &LoadRequest,
+    plan: &Plan,
+    jobs: &[usize],
+) -> Result<Float64, String> {
+    let request = LoadRequest {
+        dtype: target.dtype,
+        options: target.options.clone(),
+        ..request.clone()
+    };
+    let reason = |trouble: Trouble| match trouble {
+        Trouble::Refused(failure) => failure.message,
+        Trouble::Broken(broken) => format!("{} (while {})", broken.message, broken.stage),
+    };
+    let (mut worker, _, loaded) = start_loaded(launch, &request).map_err(reason)?;
+    let mut done = Vec::with_capacity(jobs.len());
+    for index in jobs {
+        let job = &plan.jobs[*index];
+        let wanted = wanted(&loaded, &job.batch);
+        let (_, tensors) = worker
+            .run(&job.batch, &wanted, &names(plan, job))
+            .map_err(reason)?;
+        done.push((*index, tensors));
+    }
+    Ok(Float64 {
+        target,
+        loaded,
+        jobs: done,
+    })
+}
+
+/// Runs all jobs once more in a fresh worker, that of a target that has `loaded` the model before.
+/// Each outcome is handed to `take` with the index of its job, and is then gone.
+pub fn run_again(
+    launch: &Launch,
+    request: &LoadRequest,
+    loaded: &Loaded,
+    plan: &Plan,
+    take: &mut dyn FnMut(usize, Result<JobOutcome, Trouble>),
+) {
+    let session = Session {
+        launch,
+        request,
+        loaded,
+    };
+    session.run_jobs(None, plan, &mut Spent::default(), take);
+}
+
+/// Starts a worker and loads the model exactly as requested.
+///
+/// # Errors
+/// [`Trouble`] where it cannot be started, cannot load, or loaded something else.
+pub fn start_loaded(
+    launch: &Launch,
+    request: &LoadRequest,
+) -> Result<(Worker, Hello, Loaded), Trouble> {
+    let (mut worker, hello) = Worker::start(launch.clone())?;
+    let loaded = worker.load(request)?;
+    let loaded = as_requested(request, loaded)?;
+    Ok((worker, hello, loaded))
 }
 
 /// A worker that runs on another device or in another dtype than asked for, offers what there is no
@@ -154,39 +257,38 @@ struct Session<'a> {
     loaded: &'a Loaded,
 }
 
+/// What running jobs took.
+#[derive(Default)]
+struct Spent {
+    restarts: usize,
+    forward_seconds: f64,
+}
+
 impl Session<'_> {
-    /// Runs all jobs; a worker that breaks is replaced by a fresh one for the next job.
+    /// Runs all jobs; a worker that breaks, or is not there, is replaced by a fresh one for the next
+    /// job.
     fn run_jobs(
         &self,
-        worker: Worker,
+        mut worker: Option<Worker>,
         plan: &Plan,
-        outcome: &mut TargetOutcome,
-        job_done: &dyn Fn(),
+        spent: &mut Spent,
+        take: &mut dyn FnMut(usize, Result<JobOutcome, Trouble>),
     ) {
-        let mut worker = Some(worker);
-        let mut crashes = 0;
-        for job in &plan.jobs {
-            let result = self.run_job(&mut worker, plan, job, outcome);
+        let (mut crashes, mut done) = (0, 0);
+        for (index, job) in plan.jobs.iter().enumerate() {
+            let result = self.run_job(&mut worker, plan, job, spent);
             crashes = match &result {
                 Err(Trouble::Broken(_)) => crashes + 1,
                 _ => 0,
             };
-            outcome.jobs.push(result);
-            job_done();
+            take(index, result);
+            done += 1;
             if crashes == MOST_CRASHES_IN_A_ROW {
                 break;
             }
         }
-        for _ in outcome.jobs.len()..plan.jobs.len() {
-            outcome.jobs.push(Err(Trouble::Broken(Broken {
-                stage: Stage::Start,
-                message: format!(
-                    "not run: the worker broke on {MOST_CRASHES_IN_A_ROW} batches in a row and was given up"
-                ),
-                hint: None,
-                stderr: Vec::new(),
-            })));
-            job_done();
+        for index in done..plan.jobs.len() {
+            take(index, Err(given_up()));
         }
     }
 
@@ -195,32 +297,41 @@ impl Session<'_> {
         slot: &mut Option<Worker>,
         plan: &Plan,
         job: &Job,
-        outcome: &mut TargetOutcome,
+        spent: &mut Spent,
     ) -> Result<JobOutcome, Trouble> {
         let mut worker = match slot.take() {
             Some(worker) => worker,
             None => {
-                outcome.restarts += 1;
-                let (mut worker, _) = Worker::start(self.launch.clone())?;
-                let loaded = worker.load(self.request)?;
-                as_requested(self.request, loaded)?;
-                worker
+                spent.restarts += 1;
+                start_loaded(self.launch, self.request)?.0
             }
         };
-        let wanted = wanted(self.loaded, job);
+        let wanted = wanted(self.loaded, &job.batch);
         let result = worker.run(&job.batch, &wanted, &names(plan, job));
         if !matches!(result, Err(Trouble::Broken(_))) {
             *slot = Some(worker);
         }
         let (ran, tensors) = result?;
-        outcome.forward_seconds += ran.seconds;
+        spent.forward_seconds += ran.seconds;
         Ok(tensors)
     }
 }
 
+/// What is said of a batch that was not run because too many before it broke.
+pub fn given_up() -> Trouble {
+    Trouble::Broken(Broken {
+        stage: Stage::Start,
+        message: format!(
+            "not run: the worker broke on {MOST_CRASHES_IN_A_ROW} batches in a row and was given up"
+        ),
+        hint: None,
+        stderr: Vec::new(),
+    })
+}
+
 /// Everything the target offers, but logits only where the batch asks for any.
-fn wanted(loaded: &Loaded, job: &Job) -> Vec<String> {
-    let wants_logits = !job.batch.logit_rows.is_empty();
+pub fn wanted(loaded: &Loaded, batch: &Batch) -> Vec<String> {
+    let wants_logits = !batch.logit_rows.is_empty();
     let offered = loaded.observations.iter();
     offered
         .filter(|name| *name != observation::LOGITS || wants_logits)

@@ -35,6 +35,20 @@ pub enum TargetError {
     Device(String),
 }
 
+/// Options that name a file of this machine. Which file it is says the worker, among its properties.
+const FILE_OPTIONS: [&str; 1] = ["lib"];
+
+impl Target {
+    /// The target less what only says where files are: what it is called on every machine, whichever
+    /// version of its library it loads.
+    pub fn identity(&self) -> String {
+        let mut identity = self.clone();
+        let is_kept = |option: &String| !FILE_OPTIONS.contains(&option.as_str());
+        identity.options.retain(|option, _| is_kept(option));
+        identity.to_string()
+    }
+}
+
 impl FromStr for Target {
     type Err = TargetError;
 
@@ -97,6 +111,17 @@ impl fmt::Display for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_library_s_place_is_no_part_of_the_identity() {
+        for (text, identity) in [
+            ("onnx", "onnx@cpu/f32"),
+            ("onnx?lib=/a/b.so", "onnx@cpu/f32"),
+            ("onnx?opt=basic&lib=/a/b.so", "onnx@cpu/f32?opt=basic"),
+        ] {
+            assert_eq!(text.parse::<Target>().unwrap().identity(), identity);
+        }
+    }
 
     #[test]
     fn targets_are_read_and_written_in_full() {

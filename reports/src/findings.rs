@@ -27,7 +27,10 @@ pub(crate) fn grouped(record: &RunRecord) -> Vec<Group<'_>> {
             finding,
             result,
             cases: 1,
-            followed: later.len(),
+            followed: later
+                .iter()
+                .filter(|later| later.kind == finding.kind)
+                .count(),
         };
         match groups.iter_mut().find(|group| is_same(group, &new)) {
             Some(group) if severity(finding) > severity(group.finding) => {

@@ -61,8 +61,8 @@ pub(crate) fn write_wrapped(text: &mut String, sentence: &str, columns: usize) {
     }
 }
 
-/// Breaks a sentence at spaces.
-pub(crate) fn wrap(sentence: &str, columns: usize) -> Vec<String> {
+/// Breaks a sentence at spaces into lines of at most `columns`; a longer word has a line of its own.
+pub fn wrap(sentence: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in sentence.split(' ') {
         let last = lines.len() - 1;

@@ -3,13 +3,22 @@
 //! A report is a function of the record alone: [`render`] reads nothing else, no clock, no
 //! environment, no terminal. Adding a format is one file, a variant of [`Format`] and its arm.
 
+pub mod apart;
+mod baselines;
+pub mod calibration;
+pub mod consistency;
+pub mod detection;
+pub mod diff;
+pub mod environment;
 mod findings;
 mod json;
 mod layout;
+mod pairs;
 pub mod record;
 mod terminal;
 pub mod text;
 
+pub use layout::wrap;
 pub use record::RunRecord;
 
 /// The formats there are.

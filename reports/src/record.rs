@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// Raised when a field changes its meaning or disappears.
-pub const RECORD_VERSION: u32 = 1;
+pub const RECORD_VERSION: u32 = 2;
 /// The `format` of every record.
 pub const RECORD_FORMAT: &str = "driftgauge-record";
 
@@ -29,6 +29,10 @@ pub struct RunRecord {
     pub driftgauge: String,
     /// The outcome in numbers.
     pub summary: Summary,
+    /// What errors are judged by.
+    pub method: Method,
+    /// What errors are measured from.
+    pub truth: TruthRecord,
     /// The model that was run.
     pub model: ModelRecord,
     /// The suites that were selected.
@@ -37,12 +41,50 @@ pub struct RunRecord {
     pub targets: Vec<TargetRecord>,
     /// One entry for each case and target: cases in suite order, then targets.
     pub results: Vec<ResultRecord>,
+    /// Every two targets of one dtype, compared with each other.
+    pub pairs: Vec<Pair>,
     /// The machine.
     pub host: BTreeMap<String, String>,
     /// Where things were on the machine.
     pub paths: BTreeMap<String, String>,
     /// When, and how long: seconds of each phase, under its name.
     pub time: RunTime,
+}
+
+/// What errors are judged by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Method {
+    /// Budgets are this many times the predicted error.
+    pub k: f64,
+    /// Whether `k` was given on the command line, and is not that of the calibration.
+    pub k_overridden: bool,
+    /// How far an error may move from its accepted baseline, in predicted errors.
+    pub move_limit: f64,
+    /// Noisy copies that a prediction is made from.
+    pub samples: usize,
+    /// Where their random numbers start.
+    pub seed: u64,
+}
+
+/// The truth of a run, and how it stands to the accepted one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TruthRecord {
+    /// SHA-256 of `truth.safetensors`, which lies beside the record.
+    pub sha256: String,
+    /// Whether the run was compared with what was accepted, as far as something was.
+    pub baselines: bool,
+    /// Cases whose truth was accepted before.
+    pub compared: usize,
+    /// Largest relative difference from the accepted truth; `null` where it is not finite.
+    pub difference: Option<f64>,
+    /// Suite and case of that difference.
+    pub place: String,
+    /// Largest relative difference that is none.
+    pub limit: f64,
+    /// What is wrong with the truth.
+    pub finding: Option<Finding>,
 }
 
 /// The outcome of a run.
@@ -174,8 +216,76 @@ pub struct TargetRecord {
     pub finding: Option<Finding>,
     /// How often a worker had to be started again.
     pub restarts: usize,
+    /// The same formula in float64, compared with the truth; `null` where the target itself is
+    /// float64, where its library has none, or where it was not asked for.
+    pub semantic: Option<SemanticCheck>,
+    /// Why there is none, where it was asked for.
+    pub semantic_missing: Option<String>,
+    /// What was accepted for this target; `null` where nothing was.
+    pub baseline: Option<BaselineRecord>,
+    /// What further runs of the same cases gave; `null` where there was one run.
+    pub repeats: Option<Repeats>,
     /// Times.
     pub time: TargetTime,
+}
+
+/// A target's library in float64 against the truth.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SemanticCheck {
+    /// The float64 target that was run.
+    pub target: String,
+    /// Cases that it ran.
+    pub cases: usize,
+    /// Its largest relative error; `null` where it is not finite.
+    pub error: Option<f64>,
+    /// Suite, case and observation of that error.
+    pub place: String,
+    /// Largest relative error that a different rounding can make.
+    pub limit: f64,
+    /// Whether the formula is that of the truth.
+    pub within: bool,
+}
+
+/// How a target stands to its accepted baseline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaselineRecord {
+    /// Name of the baseline among the accepted ones.
+    pub name: String,
+    /// Keys of the environment that differ: accepted value, value of this run.
+    pub changed: BTreeMap<String, [Option<String>; 2]>,
+    /// Observations that are the accepted ones to the bit.
+    pub bitwise: usize,
+    /// Observations whose error moved no further than noise moves it.
+    pub within: usize,
+    /// Observations whose error grew by more.
+    pub drifted: usize,
+    /// Observations whose error shrank by more.
+    pub improved: usize,
+    /// Observations that the baseline does not know.
+    pub unknown: usize,
+    /// Reason that was given when the baseline was last moved beyond its noise.
+    pub reason: Option<String>,
+}
+
+/// Further runs of the same cases on one target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repeats {
+    /// Runs, the first one included.
+    pub runs: usize,
+    /// Verdicts of further runs that were compared with the first run's.
+    pub verdicts: usize,
+    /// Those that differ.
+    pub differing: usize,
+    /// Upper end of the 95 % confidence interval of the rate of differing verdicts
+    /// (Clopper and Pearson, 1934, one-sided).
+    pub rate_below: f64,
+    /// Observations of further runs that are not those of the first run to the bit.
+    pub not_bitwise: usize,
+    /// Observations of further runs that were compared.
+    pub observations: usize,
 }
 
 /// Times of a target, in seconds.
@@ -224,10 +334,30 @@ pub struct ResultRecord {
     pub answer: Option<Answer>,
     /// What the truth answers; `null` where no target can answer.
     pub truth_answer: Option<Answer>,
+    /// What has changed places against the truth.
+    pub margins: Vec<Margin>,
     /// The comparisons, by observation.
     pub observations: BTreeMap<String, Observation>,
     /// What is wrong, the origin first.
     pub findings: Vec<Finding>,
+}
+
+/// Two things that stand in another order than in the truth.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Margin {
+    /// Position of the mask whose tokens changed places; `null` for similarities.
+    pub position: Option<usize>,
+    /// What the truth puts first: a token, or this case.
+    pub first: String,
+    /// What the target puts first: a token, or another case.
+    pub second: String,
+    /// How far the truth has them apart: a difference of logits or of cosines.
+    pub gap: f64,
+    /// The gap in units of the predicted noise of that difference.
+    pub noise: f64,
+    /// Whether noise explains it.
+    pub tie: bool,
 }
 
 /// Tokens of one text.
@@ -305,10 +435,76 @@ pub struct Observation {
     pub effective_bits: Option<f64>,
     /// Cosine of the angle between y and the truth, as one long vector each.
     pub cosine: Option<f64>,
-    /// Largest `error_u` that passes.
+    /// The error that a correct implementation is predicted to have, in units of roundoff: the *noise*.
+    pub predicted_u: f64,
+    /// Largest `error_u` that passes: `k` times `predicted_u`.
     pub budget_u: f64,
     /// Whether it is within its budget.
     pub within: bool,
+    /// First 32 hexadecimal digits of the SHA-256 of the numbers as the target delivered them,
+    /// padding dropped.
+    pub digest: String,
+    /// Comparison with the accepted baseline; `null` where there is none.
+    pub moved: Option<Moved>,
+}
+
+/// How an observation stands to its accepted baseline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Moved {
+    /// The accepted error in units of roundoff; `null` where it was not finite.
+    pub accepted_u: Option<f64>,
+    /// Whether the numbers are the accepted ones to the bit.
+    pub bitwise: bool,
+    /// Change of the error in units of noise, positive where it grew; `null` where either error is
+    /// not finite.
+    pub noise: Option<f64>,
+    /// Whether the error has not grown by more than noise explains; one that shrank is within.
+    pub within: bool,
+}
+
+impl Observation {
+    /// The error in units of noise; infinite where it is not finite, 0 where there is none.
+    pub fn in_noise(&self) -> f64 {
+        match self.error_u {
+            Some(0.0) => 0.0,
+            Some(error) => error / self.predicted_u,
+            None => f64::INFINITY,
+        }
+    }
+}
+
+/// Two targets of one dtype, compared with each other over all cases.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    /// One target.
+    pub a: String,
+    /// The other target.
+    pub b: String,
+    /// Observations of cases that both produced.
+    pub compared: usize,
+    /// Those that are the same to the bit.
+    pub bitwise: usize,
+    /// Those that are no further apart than two correct implementations may be.
+    pub within: usize,
+    /// The two that are furthest apart, in units of noise; `null` where nothing was compared.
+    pub furthest: Option<Furthest>,
+}
+
+/// Where two targets are furthest apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Furthest {
+    /// Suite and case.
+    pub case: String,
+    /// The observation.
+    pub observation: String,
+    /// Their distance in units of roundoff; `null` where it is not finite.
+    pub distance_u: Option<f64>,
+    /// The same in units of the noise of the difference of two correct implementations; `null`
+    /// where it is not finite.
+    pub noise: Option<f64>,
 }
 
 /// One violation.
@@ -317,18 +513,65 @@ pub struct Observation {
 pub struct Finding {
     /// What kind of violation.
     pub kind: FindingKind,
+    /// In which way the numbers are wrong, where they are.
+    pub class: Option<Class>,
     /// The observation it is about; `null` where it is about the whole target.
     pub observation: Option<String>,
     /// Error in units of roundoff.
     pub measured_u: Option<f64>,
     /// Largest error that passes.
     pub allowed_u: Option<f64>,
+    /// Error that a correct implementation is predicted to have.
+    pub predicted_u: Option<f64>,
     /// What happened, in a sentence.
     pub message: String,
+    /// What speaks for its class and cause, a sentence each.
+    pub evidence: Vec<String>,
     /// Next step for the user.
     pub hint: Option<String>,
     /// Last lines that the worker wrote to stderr, where it broke.
     pub stderr: Vec<String>,
+}
+
+impl Finding {
+    /// A finding that says no more than what happened.
+    pub fn new(kind: FindingKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            class: None,
+            observation: None,
+            measured_u: None,
+            allowed_u: None,
+            predicted_u: None,
+            message: message.into(),
+            evidence: Vec::new(),
+            hint: None,
+            stderr: Vec::new(),
+        }
+    }
+}
+
+/// The ways in which numbers can be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// The right formula at a lower precision than declared.
+    Precision,
+    /// A different formula, or different weights.
+    Semantic,
+    /// Not finite, of another shape, zeroed, permuted.
+    Damage,
+}
+
+impl Class {
+    /// The word for it in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Precision => "precision",
+            Class::Semantic => "semantic",
+            Class::Damage => "damage",
+        }
+    }
 }
 
 /// Kinds of [`Finding`], the mildest first.
@@ -337,6 +580,12 @@ pub struct Finding {
 pub enum FindingKind {
     /// The target cannot do it.
     Unsupported,
+    /// The error, or the truth, has moved from what was accepted further than noise moves it.
+    Moved,
+    /// Tokens or similarities have changed places although noise does not reach that far.
+    Order,
+    /// The verdict is another one when the case is run again.
+    Flaky,
     /// The error is larger than the budget.
     Numeric,
     /// Not finite, of another shape or dtype than asked for, or missing.
@@ -361,8 +610,11 @@ impl RunRecord {
         if head.format != RECORD_FORMAT {
             return Err(ReadError::Format(head.format));
         }
-        if head.version != RECORD_VERSION {
-            return Err(ReadError::Version(head.version));
+        if head.version > RECORD_VERSION {
+            return Err(ReadError::Newer(head.version));
+        }
+        if head.version < RECORD_VERSION {
+            return Err(ReadError::Older(head.version));
         }
         Ok(serde_json::from_str(text)?)
     }
@@ -377,7 +629,12 @@ pub enum ReadError {
     /// Some other format.
     #[error("the format is `{0}`, expected `{RECORD_FORMAT}`")]
     Format(String),
-    /// Another version.
-    #[error("the record is of version {0}, this driftgauge reads version {RECORD_VERSION}")]
-    Version(u32),
+    /// A version that a newer driftgauge wrote.
+    #[error(
+        "the record is of the newer version {0}, this driftgauge reads version {RECORD_VERSION}"
+    )]
+    Newer(u32),
+    /// A version that an older driftgauge wrote.
+    #[error("the record is of the old version {0}, this driftgauge reads version {RECORD_VERSION}")]
+    Older(u32),
 }

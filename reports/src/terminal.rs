@@ -10,10 +10,15 @@ use std::fmt::Write;
 use tabled::builder::Builder;
 
 use crate::Style;
+use crate::baselines;
 use crate::findings::grouped;
 use crate::layout::{layout, paint, visible_width, wrap, write_wrapped};
-use crate::record::{Answer, MaskAnswer, ResultRecord, RunRecord, Verdict};
-use crate::text::{plain, shorten};
+use crate::pairs;
+use crate::record::{
+    Answer, Margin, MaskAnswer, Observation, Repeats, ResultRecord, RunRecord, TargetRecord,
+    Verdict,
+};
+use crate::text::{plain, shorten, width};
 
 /// Cases whose answers are shown.
 const SHOWN_CASES: usize = 12;
@@ -25,6 +30,8 @@ const NARROWEST_CASE: usize = 12;
 const CELL: usize = 14;
 /// Findings that are shown.
 const SHOWN_FINDINGS: usize = 8;
+/// Ties that are shown.
+const SHOWN_TIES: usize = 3;
 
 /// Renders the record.
 pub fn render(record: &RunRecord, style: Style) -> String {
@@ -33,7 +40,9 @@ pub fn render(record: &RunRecord, style: Style) -> String {
         answers(record, style),
         distances(record),
         verdicts(record, style),
+        pairs::section(&record.pairs, record.method.k, style),
         findings(record, style),
+        ties(record, style),
         conclusion(record, style),
     ] {
         if !part.is_empty() {
@@ -85,12 +94,61 @@ fn headline(record: &RunRecord, style: Style) -> String {
             restarts => format!(", restarted {restarts} x"),
         };
         let line = format!(
-            "  {:<20} {library}{threads}{restarts}",
-            plain(&target.target)
+            "  {:<20} {library}{threads}{restarts}{}",
+            plain(&target.target),
+            float64(target)
         );
         let _ = writeln!(text, "{}", shorten(&line, style.width));
+        if let Some(repeats) = &target.repeats {
+            write_wrapped(&mut text, &repeated(repeats), style.width);
+        }
+        text.push_str(&baselines::of_target(record, target, style));
     }
+    let method = &record.method;
+    let from = if method.k_overridden {
+        " (from the command line)"
+    } else {
+        ""
+    };
+    let sentence = format!(
+        "noise is the error that rounding is predicted to make, for each case and observation; \
+         allowed are {} times the noise{from}",
+        method.k
+    );
+    for line in wrap(&sentence, style.width.saturating_sub(2)) {
+        let _ = writeln!(text, "  {line}");
+    }
+    text.push_str(&baselines::of_run(record, style));
     text
+}
+
+/// What the library makes of the same formula in float64, in a few words.
+fn float64(target: &TargetRecord) -> String {
+    match &target.semantic {
+        Some(check) if check.within => {
+            let error = check.error.unwrap_or(f64::INFINITY);
+            format!("; in f64 the truth to {error:.0e}")
+        }
+        Some(_) => "; in f64 NOT the truth".to_owned(),
+        None if target.semantic_missing.is_some() => "; has no f64".to_owned(),
+        None => String::new(),
+    }
+}
+
+/// What further runs gave, in a sentence.
+fn repeated(repeats: &Repeats) -> String {
+    let percent = repeats.rate_below * 100.0;
+    let bits = match repeats.not_bitwise {
+        0 => "all bitwise equal".to_owned(),
+        some => format!(
+            "{some} of {} observations not bitwise",
+            repeats.observations
+        ),
+    };
+    format!(
+        "repeats: {} of {} verdicts differ (below {percent:.1} % at 95 %), {bits}",
+        repeats.differing, repeats.verdicts
+    )
 }
 
 /// The first cases with the truth's answer and each target's distance.
@@ -149,7 +207,7 @@ fn answers(record: &RunRecord, style: Style) -> String {
         table.push_record([text].into_iter().chain(answer).chain(cells));
     }
     let mut text = format!(
-        "answers, and for each target the error nearest its limit, in u (unit roundoff)\n{}\n",
+        "answers, and for each target the error nearest its limit, in units of noise\n{}\n",
         layout(table, if with_answers { 2 } else { 1 })
     );
     let hidden = cases.len() - shown.len();
@@ -161,62 +219,55 @@ fn answers(record: &RunRecord, style: Style) -> String {
 
 /// The worst error of each observation over all cases, worst observation first.
 fn distances(record: &RunRecord) -> String {
-    struct Worst {
-        error_u: f64,
-        bits: f64,
-        budget_u: f64,
-    }
-    let mut worst: BTreeMap<&str, BTreeMap<&str, Worst>> = BTreeMap::new();
+    let mut worst: BTreeMap<&str, BTreeMap<&str, &Observation>> = BTreeMap::new();
     for result in &record.results {
         for (name, observation) in &result.observations {
-            let error_u = observation.error_u.unwrap_or(f64::INFINITY);
-            let new = Worst {
-                error_u,
-                bits: observation.effective_bits.unwrap_or(0.0),
-                budget_u: observation.budget_u,
-            };
             let of_target = worst.entry(name).or_default();
             let old = of_target.get(result.target.as_str());
-            if old.is_none_or(|old| error_u / new.budget_u > old.error_u / old.budget_u) {
-                of_target.insert(&result.target, new);
+            if old.is_none_or(|old| observation.in_noise() > old.in_noise()) {
+                of_target.insert(&result.target, observation);
             }
         }
     }
     if worst.is_empty() {
         return String::new();
     }
-    let mut rows: Vec<(&str, BTreeMap<&str, Worst>)> = worst.into_iter().collect();
-    let severity = |row: &BTreeMap<&str, Worst>| {
+    let mut rows: Vec<(&str, BTreeMap<&str, &Observation>)> = worst.into_iter().collect();
+    let severity = |row: &BTreeMap<&str, &Observation>| {
         row.values()
-            .map(|worst| worst.error_u / worst.budget_u)
+            .map(|worst| worst.in_noise())
             .fold(0.0, f64::max)
     };
     rows.sort_by(|a, b| severity(&b.1).total_cmp(&severity(&a.1)).then(a.0.cmp(b.0)));
     let mut table = Builder::default();
     let heads = record.targets.iter().map(|target| head(&target.target));
-    table.push_record(
-        ["observation".to_owned(), "allowed".to_owned()]
-            .into_iter()
-            .chain(heads),
-    );
+    table.push_record(["observation".to_owned()].into_iter().chain(heads));
     for (name, of_target) in rows {
-        let budgets = of_target.values().map(|worst| worst.budget_u);
-        let allowed = format!("{} u", number(budgets.fold(0.0, f64::max)));
-        let cells =
-            record
-                .targets
-                .iter()
-                .map(|target| match of_target.get(target.target.as_str()) {
-                    None => "-".to_owned(),
-                    Some(worst) if !worst.error_u.is_finite() => number(worst.error_u),
-                    Some(worst) => format!("{} u {:4.1} bits", number(worst.error_u), worst.bits),
-                });
-        table.push_record([plain(name), allowed].into_iter().chain(cells));
+        let cells = record.targets.iter().map(|target| {
+            let observation = of_target.get(target.target.as_str());
+            observation.map_or("-".to_owned(), |observation| measured(observation))
+        });
+        table.push_record([plain(name)].into_iter().chain(cells));
     }
     format!(
-        "largest error over all cases, nearest its limit first, and the bits it leaves\n{}\n",
+        "largest error over all cases: in units of noise (limit {}), in u, bits left\n{}\n",
+        record.method.k,
         layout(table, 1)
     )
+}
+
+/// An error in noise, in u, and in bits.
+fn measured(observation: &Observation) -> String {
+    match (observation.error_u, observation.effective_bits) {
+        (Some(error), Some(bits)) => {
+            format!(
+                "{}  {} u {bits:4.1} b",
+                number(observation.in_noise()),
+                number(error)
+            )
+        }
+        _ => number(f64::INFINITY),
+    }
 }
 
 /// Verdicts of each suite on each target.
@@ -261,6 +312,9 @@ fn findings(record: &RunRecord, style: Style) -> String {
     for group in groups.iter().take(SHOWN_FINDINGS) {
         let (result, finding) = (group.result, group.finding);
         let word = format!("{:<11}", result.verdict.name());
+        let class = finding
+            .class
+            .map_or(String::new(), |class| format!("{}: ", class.name()));
         let place = format!(
             "{} on {}/{}",
             plain(&result.target),
@@ -271,10 +325,14 @@ fn findings(record: &RunRecord, style: Style) -> String {
             1 => String::new(),
             cases => format!(" and {} more cases", cases - 1),
         };
+        let free = style
+            .width
+            .saturating_sub(15 + width(&class) + width(&more));
         let _ = writeln!(
             text,
-            "  {} {place}{more}",
-            paint(&word, result.verdict, style)
+            "  {} {class}{}{more}",
+            paint(&word, result.verdict, style),
+            shorten(&place, free.max(NARROWEST_CASE))
         );
         let followed = match group.followed {
             0 => String::new(),
@@ -285,6 +343,13 @@ fn findings(record: &RunRecord, style: Style) -> String {
         };
         let sentence = format!("{}{followed}", plain(&finding.message));
         write_wrapped(&mut text, &sentence, style.width);
+        for evidence in &finding.evidence {
+            write_wrapped(
+                &mut text,
+                &format!("because {}", plain(evidence)),
+                style.width,
+            );
+        }
         for line in &finding.stderr {
             let _ = writeln!(
                 text,
@@ -301,6 +366,40 @@ fn findings(record: &RunRecord, style: Style) -> String {
             text,
             "  ... and {} more kinds, all in the record",
             groups.len() - SHOWN_FINDINGS
+        );
+    }
+    text
+}
+
+/// What has changed places within its noise, the widest gap first.
+fn ties(record: &RunRecord, style: Style) -> String {
+    let mut all: Vec<(&ResultRecord, &Margin)> = Vec::new();
+    for result in &record.results {
+        let ties = result.margins.iter().filter(|margin| margin.tie);
+        all.extend(ties.map(|margin| (result, margin)));
+    }
+    if all.is_empty() {
+        return String::new();
+    }
+    all.sort_by(|a, b| b.1.noise.total_cmp(&a.1.noise));
+    let mut text = "ties: changed places, no further apart than noise explains\n".to_owned();
+    for (result, margin) in all.iter().take(SHOWN_TIES) {
+        let (first, second) = (plain(&margin.first), plain(&margin.second));
+        let place = margin
+            .position
+            .map_or(String::new(), |position| format!(" at token {position}"));
+        let (case, target) = (plain(&result.case), plain(&result.target));
+        let line = format!(
+            "  {:.1} noise  {second} before {first}{place} of {case} on {target}",
+            margin.noise
+        );
+        let _ = writeln!(text, "{}", shorten(&line, style.width));
+    }
+    if all.len() > SHOWN_TIES {
+        let _ = writeln!(
+            text,
+            "  ... and {} more, all in the record",
+            all.len() - SHOWN_TIES
         );
     }
     text
@@ -340,6 +439,11 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
             }
         }
     }
+    if record.truth.finding.is_some() {
+        conforms = false;
+        let sentence = "DRIFT: the truth is not the accepted one, see above";
+        say(Verdict::Drift, sentence);
+    }
     if conforms {
         let share = |(_, _, used): &(&str, &str, f64)| *used;
         let nearest = record
@@ -347,7 +451,7 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
             .iter()
             .flat_map(|result| {
                 result.observations.iter().map(|(name, one)| {
-                    let used = one.error_u.unwrap_or(f64::INFINITY) / one.budget_u;
+                    let used = one.in_noise() / record.method.k;
                     (result.target.as_str(), name.as_str(), used)
                 })
             })
@@ -379,12 +483,9 @@ fn cases(record: &RunRecord) -> Vec<Vec<&ResultRecord>> {
 
 /// A result in a few characters: the error that uses most of its budget, or the verdict.
 fn cell(result: &ResultRecord, style: Style) -> String {
-    let used = |error: Option<f64>, budget: f64| error.unwrap_or(f64::INFINITY) / budget;
-    let worst = result
-        .observations
-        .values()
-        .max_by(|a, b| used(a.error_u, a.budget_u).total_cmp(&used(b.error_u, b.budget_u)));
-    let error = worst.map(|worst| number(worst.error_u.unwrap_or(f64::INFINITY)));
+    let all = result.observations.values();
+    let worst = all.max_by(|a, b| a.in_noise().total_cmp(&b.in_noise()));
+    let error = worst.map(|worst| number(worst.in_noise()));
     let mut text = match (result.verdict, error) {
         (Verdict::Pass, Some(error)) => error,
         (verdict, Some(error)) => format!("{} {error}", verdict.name()),
@@ -408,7 +509,7 @@ fn cell(result: &ResultRecord, style: Style) -> String {
         .join("\n")
 }
 
-fn counted(count: usize, word: &str) -> String {
+pub(crate) fn counted(count: usize, word: &str) -> String {
     format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
@@ -457,7 +558,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// A target as a heading: the backend, the place, and the options where there are any.
-fn head(target: &str) -> String {
+pub(crate) fn head(target: &str) -> String {
     let (place, options) = target.split_at(target.find('?').unwrap_or(target.len()));
     let (backend, device) = place.split_at(place.find('@').unwrap_or(place.len()));
     let mut text = format!("{}\n{}", plain(backend), plain(device));
@@ -469,7 +570,7 @@ fn head(target: &str) -> String {
 }
 
 /// A number of u: one decimal where that says something.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     if !value.is_finite() {
         "not finite".to_owned()
     } else if value < 9999.5 {

@@ -45,6 +45,23 @@ pub fn shorten(text: &str, columns: usize) -> String {
     short
 }
 
+/// Cuts a text to at most `columns` in its middle: of paths, the end tells most.
+pub fn shorten_middle(text: &str, columns: usize) -> String {
+    if text.width() <= columns {
+        return text.to_owned();
+    }
+    let kept = columns.saturating_sub(1);
+    let start = shorten(text, kept / 3 + 1);
+    let free = columns.saturating_sub(start.width());
+    let mut used = 0;
+    let end = text.char_indices().rev().find(|(_, c)| {
+        used += c.width().unwrap_or(0);
+        used > free
+    });
+    let end = end.map_or(0, |(index, c)| index + c.len_utf8());
+    format!("{start}{}", &text[end..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +72,20 @@ mod tests {
             plain("a\u{1b}[31m\u{202e}中\n"),
             "a\\u{1b}[31m\\u{202e}中\\n"
         );
+    }
+
+    #[test]
+    fn the_middle_is_cut_where_the_end_matters() {
+        for (text, columns, expected) in [
+            ("onnx@cpu/f32", 12, "onnx@cpu/f32"),
+            ("onnx@cpu/f32?lib=so.1.23.2", 12, "onn…o.1.23.2"),
+            ("中国的首都北京市", 9, "中…北京市"),
+            ("abc", 1, "…"),
+        ] {
+            let short = shorten_middle(text, columns);
+            assert_eq!(short, expected);
+            assert!(width(&short) <= columns);
+        }
     }
 
     #[test]

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use driftgauge_reports::record::{
-    Answer, Candidate, FileRecord, Finding, FindingKind, MaskAnswer, ModelRecord, Observation,
-    RECORD_FORMAT, RECORD_VERSION, ReadError, ResultRecord, RunTime, SuiteRecord, Summary,
-    TargetRecord, TargetTime, Tokens, Verdict,
+    Answer, BaselineRecord, Candidate, Class, FileRecord, Finding, FindingKind, Margin, MaskAnswer,
+    Method, ModelRecord, Observation, RECORD_FORMAT, RECORD_VERSION, ReadError, ResultRecord,
+    RunTime, SuiteRecord, Summary, TargetRecord, TargetTime, Tokens, TruthRecord, Verdict,
 };
 use driftgauge_reports::{Format, RunRecord, Style, render, text};
 
@@ -23,6 +23,10 @@ fn target(name: &str, library: &str, version: &str) -> TargetRecord {
         properties: BTreeMap::new(),
         finding: None,
         restarts: 0,
+        semantic: None,
+        semantic_missing: None,
+        baseline: None,
+        repeats: None,
         time: TargetTime::default(),
     }
 }
@@ -36,20 +40,18 @@ fn observation(error_u: Option<f64>, budget_u: f64) -> Observation {
         error_u,
         effective_bits: error_u.map(|error| 24.0 - error.log2()),
         cosine: error_u.map(|_| 1.0),
+        predicted_u: budget_u / 2.0,
         budget_u,
         within: error_u.is_some_and(|error| error <= budget_u),
+        digest: "0".repeat(32),
+        moved: None,
     }
 }
 
 fn finding(kind: FindingKind, observation: Option<&str>, message: &str) -> Finding {
     Finding {
-        kind,
         observation: observation.map(str::to_owned),
-        measured_u: None,
-        allowed_u: None,
-        message: message.to_owned(),
-        hint: None,
-        stderr: Vec::new(),
+        ..Finding::new(kind, message)
     }
 }
 
@@ -95,6 +97,7 @@ fn result(case: &str, target: &str, verdict: Verdict, error_u: Option<f64>) -> R
         } else {
             BTreeMap::new()
         },
+        margins: Vec::new(),
         findings: Vec::new(),
     }
 }
@@ -106,8 +109,15 @@ fn fixture() -> RunRecord {
     drifted.answer = Some(fill_mask("海", 3862, 0.41));
     drifted.findings = vec![
         Finding {
+            class: Some(Class::Precision),
             measured_u: Some(5243.7),
             allowed_u: Some(22.6),
+            predicted_u: Some(11.3),
+            evidence: vec![
+                "every observation has the error of TF32: products of operands rounded to 11 bits, \
+                 to a factor of 1.06; about 12 bits are right"
+                    .to_owned(),
+            ],
             ..finding(
                 FindingKind::Numeric,
                 Some("hidden.1"),
@@ -116,6 +126,15 @@ fn fixture() -> RunRecord {
         },
         finding(FindingKind::Numeric, Some("logits"), "`logits` follows"),
     ];
+    let mut tied = result("capital", libtorch, Verdict::Pass, Some(8.5));
+    tied.margins = vec![Margin {
+        position: Some(6),
+        first: "京".to_owned(),
+        second: "海".to_owned(),
+        gap: 2.5e-7,
+        noise: 0.83,
+        tie: true,
+    }];
     let mut damaged = result("hostile", candle, Verdict::Drift, None);
     damaged.findings = vec![finding(
         FindingKind::Damage,
@@ -140,7 +159,7 @@ fn fixture() -> RunRecord {
     )];
     let mut results = vec![
         result("capital", candle, Verdict::Pass, Some(12.25)),
-        result("capital", libtorch, Verdict::Pass, Some(8.5)),
+        tied,
         drifted,
         damaged,
         broken,
@@ -162,6 +181,22 @@ fn fixture() -> RunRecord {
             cases: 2,
             targets: 3,
             verdicts,
+        },
+        method: Method {
+            k: 2.0,
+            k_overridden: false,
+            move_limit: 1.0,
+            samples: 8,
+            seed: 1,
+        },
+        truth: TruthRecord {
+            sha256: "0".repeat(64),
+            baselines: true,
+            compared: 2,
+            difference: Some(2.5e-16),
+            place: "seed/capital".to_owned(),
+            limit: 1e-10,
+            finding: None,
         },
         model: ModelRecord {
             id: "zh-mini".to_owned(),
@@ -188,7 +223,21 @@ fn fixture() -> RunRecord {
             cases: 9,
         }],
         targets: vec![
-            target(candle, "candle-transformers", "0.11.1"),
+            TargetRecord {
+                baseline: Some(BaselineRecord {
+                    name: "candle-cpu-f32.01234567".to_owned(),
+                    changed: ["library_version", "threads", "\u{1b}[2J"]
+                        .map(|key| (key.to_owned(), [Some("1\u{7}".to_owned()), None]))
+                        .into(),
+                    bitwise: 0,
+                    within: 3,
+                    drifted: 1,
+                    improved: 0,
+                    unknown: 2,
+                    reason: Some("a reason".to_owned()),
+                }),
+                ..target(candle, "candle-transformers", "0.11.1")
+            },
             TargetRecord {
                 restarts: 1,
                 ..target(libtorch, "libtorch", "2.11.0")
@@ -196,6 +245,7 @@ fn fixture() -> RunRecord {
             target(onnx, "onnxruntime", "1.31.1"),
         ],
         results,
+        pairs: Vec::new(),
         host: BTreeMap::from([("cpu".to_owned(), "a CPU".to_owned())]),
         paths: BTreeMap::new(),
         time: RunTime::default(),
@@ -295,10 +345,11 @@ fn a_record_survives_json_and_other_records_are_refused() {
         other("driftgauge-record", "junit"),
         ReadError::Format(_)
     ));
-    assert!(matches!(
-        other("\"version\": 1", "\"version\": 2"),
-        ReadError::Version(2)
-    ));
+    let version = format!("\"version\": {RECORD_VERSION}");
+    let newer = other(&version, "\"version\": 99");
+    assert!(matches!(newer, ReadError::Newer(99)));
+    let older = other(&version, "\"version\": 1");
+    assert!(matches!(older, ReadError::Older(1)));
     assert!(matches!(
         RunRecord::from_json(&json[..json.len() / 2]),
         Err(ReadError::Json(_))

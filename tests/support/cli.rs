@@ -33,9 +33,11 @@ pub const GOOD: [&str; 6] = [
 pub struct Folder(TempDir);
 
 impl Folder {
-    /// A new, empty folder.
+    /// A new folder, with no baselines.
     pub fn new() -> Self {
-        Self(TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+        let folder = Self(TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+        std::fs::create_dir(folder.path("baselines")).unwrap();
+        folder
     }
 
     /// A folder with `model/`, `tiny.toml` and an earlier record.
@@ -45,6 +47,22 @@ impl Folder {
         folder.write("out/record.json", OLD_RECORD);
         checkpoint.write(&folder.path("model"));
         folder
+    }
+
+    /// Puts the earlier record back in the place of what was run since.
+    pub fn forget(&self) {
+        std::fs::remove_dir_all(self.path("out")).unwrap();
+        self.write("out/record.json", OLD_RECORD);
+    }
+
+    /// Gives the program in this folder a home of its own, with the repository's cases and runtimes
+    /// and another calibration.
+    pub fn calibrate(&self, calibration: &str) {
+        self.write("home/snapshots/calibration.toml", calibration);
+        for part in ["cases", ".runtimes"] {
+            let place = self.path("home").join(part);
+            std::os::unix::fs::symlink(Path::new(HOME).join(part), place).unwrap();
+        }
     }
 
     /// A path in the folder.
@@ -95,25 +113,51 @@ impl Folder {
         self.refuses(&GOOD, 2, &[&file, problem, "\n  hint: "]);
     }
 
-    /// Runs a certain copy of the program, with variables set.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "an end-to-end test starts the program under test"
-    )]
+    /// Runs a certain copy of the program, with variables set. It is compared with the baselines of
+    /// this folder, unless the arguments name others.
     pub fn run_as<A: AsRef<OsStr>>(
         &self,
         program: &Path,
         variables: &[(&str, &OsStr)],
         arguments: &[A],
     ) -> Finished {
+        let (out, baselines) = (self.path("out"), self.path("baselines"));
+        let mut all: Vec<&OsStr> = vec!["run".as_ref(), "--out".as_ref(), out.as_ref()];
+        let arguments: Vec<&OsStr> = arguments.iter().map(AsRef::as_ref).collect();
+        let is_named = |argument: &&OsStr| argument.to_string_lossy().ends_with("-baselines");
+        if !arguments.iter().any(is_named) {
+            all.extend([OsStr::new("--baselines"), baselines.as_ref()]);
+        }
+        self.call(program, variables, &[all, arguments].concat())
+    }
+
+    /// Calls the program with any sub-command, with variables set.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an end-to-end test starts the program under test"
+    )]
+    pub fn call<A: AsRef<OsStr>>(
+        &self,
+        program: &Path,
+        variables: &[(&str, &OsStr)],
+        arguments: &[A],
+    ) -> Finished {
         let mut command = Command::new(program);
+        let home = self.path("home");
+        match home.is_dir() {
+            true => command.env("DRIFTGAUGE_HOME", home),
+            false => command.env_remove("DRIFTGAUGE_HOME"),
+        };
         command
-            .args(["run", "--out"])
-            .arg(self.path("out"))
             .args(arguments)
             .current_dir(self.0.path())
-            .env_remove("DRIFTGAUGE_HOME")
             .env_remove("DRIFTGAUGE_LIBRARY")
+            // Predictions are shared between tests and leave the user's cache alone.
+            .env(
+                "DRIFTGAUGE_CACHE",
+                concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"),
+            )
+            .env_remove("CI")
             .envs(variables.iter().copied())
             .stdin(Stdio::null());
         let output = command.output().unwrap();
@@ -152,6 +196,17 @@ impl Finished {
         self.expect(!self.stderr.contains("panicked"), "nothing should panic");
         RunRecord::from_json(&self.json)
             .unwrap_or_else(|error| panic!("no record: {error}\n{self}"))
+    }
+
+    /// Checks the exit code, and that stdout or stderr holds all of `expected`.
+    #[track_caller]
+    pub fn has(&self, code: i32, expected: &[&str]) {
+        self.expect(self.code == Some(code), format_args!("should exit {code}"));
+        for expected in expected {
+            let is_there = self.stdout.contains(expected) || self.stderr.contains(expected);
+            self.expect(is_there, format_args!("should say {expected:?}"));
+        }
+        self.expect(!self.stderr.contains("panicked"), "nothing should panic");
     }
 
     /// Fails the test with everything that there is to see.

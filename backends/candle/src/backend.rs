@@ -6,14 +6,25 @@ use candle_core::{Device, Error};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert;
 use driftgauge_protocol::{
-    Backend, BertConfig, Failure, Hello, HiddenAct, LoadRequest, Loaded, LoadedModel,
-    PROTOCOL_VERSION, Properties, Weights,
+    Arithmetic, Backend, BertConfig, Bias, Failure, Hello, HiddenAct, LoadRequest, Loaded,
+    LoadedModel, PROTOCOL_VERSION, Properties, Variance, Weights,
 };
 
 use crate::loaded::Ready;
 use crate::model::Bert;
 use crate::threads;
 use crate::weights::{Checkpointed, candle_dtype};
+
+/// How candle adds up on the CPU. Its [layer norm] takes the sum and the sum of squares of a row in one
+/// pass, one number after the other in a single f32 each.
+///
+/// [layer norm]: https://github.com/huggingface/candle/blob/59f8e903ca80a32ea7f8514b39748fc979e69e82/candle-nn/src/ops.rs#L741-L751
+const ARITHMETIC: Arithmetic = Arithmetic {
+    product_run: 256,
+    reduction_lanes: 1,
+    bias: Bias::Last,
+    variance: Variance::OnePass,
+};
 
 /// The backend `candle`.
 pub struct Candle;
@@ -49,6 +60,8 @@ impl Backend for Candle {
             dtype,
             threads: request.threads,
             observations: model.observations().to_vec(),
+            arithmetic: ARITHMETIC,
+            float64_options: request.options.clone(),
             properties: Properties::from([("weights_dtype".to_owned(), stored_dtypes(&weights))]),
             seconds: 0.0,
         };

@@ -30,8 +30,8 @@ mod weights;
 pub use backend::{Backend, Batch, LoadedModel};
 pub use bert::{BertConfig, HiddenAct};
 pub use message::{
-    Failure, FailureKind, Hello, LoadRequest, Loaded, PROTOCOL_VERSION, Properties, Ran, Reply,
-    Request, RunRequest,
+    Arithmetic, Bias, Failure, FailureKind, Hello, LoadRequest, Loaded, PROTOCOL_VERSION,
+    Properties, Ran, Reply, Request, RunRequest, Variance,
 };
 pub use tensor::{Dtype, Tensor, TensorError, decode_tensors, encode_tensors, widen};
 pub use weights::{FileIdentity, Location, Weights, WeightsError, WeightsFile};

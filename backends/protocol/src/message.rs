@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{BertConfig, Dtype, WeightsFile};
 
 /// Both sides must have the same number. Raise it whenever a message or the frame changes.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Facts that a worker states about itself, sorted by name, for the record: build flags, CPU
 /// capability, execution provider, and the like.
@@ -97,10 +97,64 @@ pub struct Loaded {
     pub threads: usize,
     /// Observations that this model offers without changing what is computed.
     pub observations: Vec<String>,
+    /// How the library adds numbers up.
+    pub arithmetic: Arithmetic,
+    /// Options with which the library computes the same formula in float64 and rounds nothing to a
+    /// narrower format on the way: those of the request, or what has to be changed in them.
+    pub float64_options: BTreeMap<String, String>,
     /// Settings in force: optimisation level, execution provider, math mode, and the like.
     pub properties: Properties,
     /// Time that loading took, in seconds.
     pub seconds: f64,
+}
+
+/// How a library adds numbers up, as far as that changes how rounding errors grow. It is a property of
+/// correct kernels, stated by the backend that knows them; the harness predicts errors from it. What
+/// a backend does not know is left at the [default](Arithmetic::default).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arithmetic {
+    /// Terms of a matrix product that are added one after the other before the partial sums are.
+    pub product_run: usize,
+    /// Partial sums that a sum over a row keeps side by side (layer norm, softmax): the width of a
+    /// vector register times what is unrolled, or 1 for one number after the other.
+    pub reduction_lanes: usize,
+    /// When a dense layer's bias joins the sum.
+    pub bias: Bias,
+    /// How layer norm computes the variance.
+    pub variance: Variance,
+}
+
+/// When a bias joins the sum of a matrix product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bias {
+    /// Every sum starts from the bias, so that all partial sums are as large as that.
+    First,
+    /// It is added to the finished sum.
+    Last,
+}
+
+/// Formulas of the variance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Variance {
+    /// The mean of (x − mean)².
+    TwoPass,
+    /// The mean of x² less the square of the mean, which cancels where the mean is large.
+    OnePass,
+}
+
+impl Default for Arithmetic {
+    /// What optimised kernels do on today's CPUs: products in blocks of 256, sums in 16 lanes.
+    fn default() -> Self {
+        Self {
+            product_run: 256,
+            reduction_lanes: 16,
+            bias: Bias::Last,
+            variance: Variance::TwoPass,
+        }
+    }
 }
 
 /// A worker's answer to [`Request::Run`].

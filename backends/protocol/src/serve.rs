@@ -146,7 +146,7 @@ fn take_stdout() -> io::Result<impl Write> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dtype, FileIdentity, Hello, HiddenAct, PROTOCOL_VERSION, Properties};
+    use crate::{Arithmetic, Dtype, FileIdentity, Hello, HiddenAct, PROTOCOL_VERSION, Properties};
     use crate::{WeightsFile, observation};
 
     /// Returns the token IDs as `embeddings`, so that a test sees what arrived.
@@ -175,6 +175,8 @@ mod tests {
                 dtype: request.dtype,
                 threads: request.threads,
                 observations: vec![observation::EMBEDDINGS.to_owned()],
+                arithmetic: Arithmetic::default(),
+                float64_options: request.options.clone(),
                 properties: Properties::new(),
                 seconds: 0.0,
             };

@@ -1,8 +1,16 @@
 //! The command line.
 
+mod accept;
+mod bundle;
+mod calibrate;
+mod consistency;
+mod detection;
+mod diff;
 mod doctor;
+mod inputs;
 mod progress;
 mod run;
+mod study;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -37,6 +45,21 @@ enum Command {
     /// Run cases on targets: a table, a record, an exit code
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArguments),
+    /// Does each target give the same numbers however a case is run?
+    #[command(after_help = consistency::EXAMPLES)]
+    Consistency(consistency::ConsistencyArguments),
+    /// Compare measured with predicted errors of clean runs, and propose K
+    #[command(after_help = calibrate::EXAMPLES)]
+    Calibrate(calibrate::CalibrateArguments),
+    /// Measure how small a change of one layer is noticed
+    #[command(after_help = detection::EXAMPLES)]
+    Detection(detection::DetectionArguments),
+    /// Compare records or bundles: what moved, and what changed around it
+    #[command(after_help = DIFF_HELP)]
+    Diff(DiffArguments),
+    /// Make a run's errors the baseline that later runs are compared with
+    #[command(after_help = ACCEPT_EXAMPLES)]
+    Accept(AcceptArguments),
     /// Show runtimes and versions, and what is missing
     Doctor(DoctorArguments),
     /// Print shell completions
@@ -51,38 +74,118 @@ Examples:
   driftgauge run
   driftgauge run --model ./bert-base-chinese --suite cases/seed.toml
   driftgauge run --target candle@cpu/f32 --target libtorch@cpu/f64 --case 'fill-mask/*'
+  driftgauge run --repeat 10
+  driftgauge run --bundle before.zip
+  driftgauge run --no-baselines
   driftgauge run --format json | jq .summary";
+
+const ACCEPT_EXAMPLES: &str = "\
+Nothing else writes baselines, and in CI (where the variable CI is set) this does not either.
+
+Examples:
+  driftgauge accept
+  driftgauge accept --all --target 'onnx@*' --suite seed
+  driftgauge accept --reason 'onnxruntime 1.31 fuses the layer norm, see #12'";
 
 /// Arguments of `driftgauge run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArguments {
-    /// Suite to run; may be repeated [default: every cases/*.toml]
-    #[arg(long = "suite", value_name = "FILE")]
-    suites: Vec<PathBuf>,
+    #[command(flatten)]
+    selection: inputs::Selection,
     /// Model directory in Hugging Face layout [default: the embedded zh-mini]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Target, as in onnx@cpu/f32; may be repeated [default: candle, libtorch and onnx on cpu/f32]
-    #[arg(long = "target", value_name = "TARGET")]
-    targets: Vec<Target>,
-    /// Only cases whose name, or suite/name, matches this pattern; may be repeated
-    #[arg(long = "case", value_name = "PATTERN")]
-    cases: Vec<String>,
     /// Folder for record.json
     #[arg(long, value_name = "DIR", default_value = "driftgauge-out")]
     out: PathBuf,
+    /// Also write the record with all tensors into one file, for `driftgauge diff` elsewhere
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
     /// What to print
     #[arg(long, value_parser = format(), default_value = Format::Table.name())]
     format: Format,
     /// Threads of each target [default: the machine's CPUs, shared out]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Seconds a worker gets for each answer
-    #[arg(long, value_name = "S", default_value_t = 300.0, value_parser = seconds)]
-    timeout: f64,
+    /// Budgets are this many times the predicted error [default: what was calibrated]
+    #[arg(long, value_name = "K", value_parser = positive)]
+    k: Option<f64>,
+    /// Do not run a few batches in float64 as well, which tells a wrong formula from rounding
+    #[arg(long)]
+    no_float64: bool,
+    /// Run all cases this many times; a verdict that differs from the first run's is a finding
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    repeat: u16,
+    /// Folder of accepted baselines [default: snapshots/baselines of the repository]
+    #[arg(long, value_name = "DIR")]
+    baselines: Option<PathBuf>,
+    /// Do not compare with accepted baselines
+    #[arg(long, conflicts_with = "baselines")]
+    no_baselines: bool,
     /// No progress on stderr
     #[arg(long, short)]
     quiet: bool,
+}
+
+const DIFF_HELP: &str = "\
+Examples:
+  driftgauge diff before/record.json after/record.json
+  driftgauge diff before.zip after.zip          # bundles: tensors are compared directly
+  driftgauge diff a.zip b.zip c.zip             # which one is the odd one out?
+  driftgauge diff record.json                   # its targets with each other
+  driftgauge diff old.json new.json --target onnx@cpu/f32 --format json
+
+Exit codes:
+  0  nothing drifted; the environment may have changed
+  1  a verdict got worse, an error grew by more than noise, tensors are further apart than noise
+     explains, or observations vanished; of three and more files: verdicts differ, or two files
+     are further apart than noise explains
+  2  a file that is no record or bundle, or files that have nothing in common";
+
+/// Arguments of `driftgauge diff`.
+#[derive(Debug, clap::Args)]
+pub struct DiffArguments {
+    /// Records or bundles, the earlier one first
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Only this target; may be repeated
+    #[arg(long = "target", value_name = "TARGET")]
+    targets: Vec<Target>,
+    /// What to print
+    #[arg(long, value_enum, default_value_t = DiffFormat::Table)]
+    format: DiffFormat,
+}
+
+/// What `driftgauge diff` can print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum DiffFormat {
+    /// A table for a person.
+    Table,
+    /// Everything that was found.
+    Json,
+}
+
+/// Arguments of `driftgauge accept`.
+#[derive(Debug, clap::Args)]
+pub struct AcceptArguments {
+    /// Record to accept; truth.safetensors lies beside it
+    #[arg(value_name = "RECORD", default_value = "driftgauge-out/record.json")]
+    record: PathBuf,
+    /// Only targets that match this pattern; may be repeated
+    #[arg(long = "target", value_name = "PATTERN")]
+    targets: Vec<String>,
+    /// Only suites that match this pattern; may be repeated
+    #[arg(long = "suite", value_name = "PATTERN")]
+    suites: Vec<String>,
+    /// Why errors may move beyond their noise, or cases fail; kept with the baseline
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Accept everything without asking
+    #[arg(long)]
+    all: bool,
+    /// Folder of accepted baselines [default: snapshots/baselines of the repository]
+    #[arg(long, value_name = "DIR")]
+    baselines: Option<PathBuf>,
 }
 
 /// Arguments of `driftgauge doctor`.
@@ -101,6 +204,13 @@ fn format() -> impl TypedValueParser<Value = Format> {
             .find(|format| format.name() == name)
             .ok_or("not a format")
     })
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err(format!("`{text}` is not a positive number")),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -167,6 +277,11 @@ impl Exit {
 pub fn main() -> Result<u8, Exit> {
     match Cli::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Consistency(arguments) => consistency::consistency(&arguments),
+        Command::Calibrate(arguments) => calibrate::calibrate(&arguments),
+        Command::Detection(arguments) => detection::detection(&arguments),
+        Command::Diff(arguments) => diff::diff(&arguments),
+        Command::Accept(arguments) => accept::accept(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();

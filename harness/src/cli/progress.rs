@@ -1,5 +1,6 @@
 //! Progress on stderr; nothing where stderr is not a terminal.
 
+use std::io::Write;
 use std::time::Duration;
 
 use driftgauge::run::Progress;
@@ -53,10 +54,29 @@ impl Bars {
         self.truth.set_message("computing");
     }
 
+    /// All batches are run so many times.
+    pub fn repeated(&self, runs: usize) {
+        for bar in &self.targets {
+            bar.set_length(bar.length().unwrap_or(0) * runs as u64);
+        }
+    }
+
     /// The truth is there.
     pub fn truth_done(&self) {
         self.truth.set_position(self.truth.length().unwrap_or(0));
         self.truth.set_message("done");
+    }
+
+    /// Errors are being predicted.
+    pub fn predicting(&self) {
+        self.truth.set_message("predicting errors");
+    }
+
+    /// Prints a line on stderr, above the lines.
+    pub fn warn(&self, text: &str) {
+        self.all.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        });
     }
 
     /// Removes all lines.

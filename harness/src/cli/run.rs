@@ -3,29 +3,40 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
-use driftgauge::collect::{Surroundings, collect};
-use driftgauge::install::{DEFAULT_BACKENDS, Install};
+use driftgauge::baseline::folder::{self, Accepted, Wanted};
+use driftgauge::baseline::{self, truth};
+use driftgauge::budget::{self, Calibration};
+use driftgauge::cache::Cache;
+use driftgauge::collect::{Surroundings, collect, summary};
+use driftgauge::install::Install;
 use driftgauge::judge::Bench;
 use driftgauge::model::{Manifest, Model, manifest};
 use driftgauge::oracle::{self, Truth};
-use driftgauge::plan::{Plan, PlanError, plan};
+use driftgauge::plan::{Plan, plan};
+use driftgauge::predict::{self, Predictions};
+use driftgauge::repeat::{self, Repeated, Repetition};
 use driftgauge::run::{TargetOutcome, Work, run_target};
-use driftgauge::suite::{self, Suite};
+use driftgauge::suite::Suite;
 use driftgauge::target::Target;
 use driftgauge::worker::Launch;
-use driftgauge::{exit, host, output};
-use driftgauge_protocol::environment;
+use driftgauge::{host, output};
+use driftgauge_protocol::{Dtype, LoadRequest};
 use driftgauge_reports::Format;
-use driftgauge_reports::record::RunTime;
+use driftgauge_reports::record::{Method, RunRecord, RunTime, TruthRecord};
+use sha2::{Digest, Sha256};
 
+use super::inputs::{
+    EMBEDDED_MODEL, launch, model_error, plan_error, predictions_of, suites, targets,
+};
 use super::progress::Bars;
 use super::{Exit, RunArguments, print, style};
 
-/// The model that is run where none is named.
-const EMBEDDED_MODEL: &str = "zh-mini";
+/// Batches that are run in float64 as well, and the largest of them in tokens.
+const FLOAT64_BATCHES: usize = 8;
+const FLOAT64_TOKENS: usize = 256;
 
 /// Runs the cases and prints the report.
 ///
@@ -40,14 +51,20 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
     };
     // Now, and not after a run whose results would be lost.
     output::check_writable(&arguments.out).map_err(cannot_write)?;
+    if let Some(bundle) = &arguments.bundle {
+        super::bundle::check(bundle)?;
+    }
     let install = super::find_install()?;
-    let targets = targets(arguments, &install)?;
-    let suites = suites(arguments, &install)?;
+    let targets = targets(&arguments.selection.targets, &install)?;
+    let suites = suites(&arguments.selection.suites, &install)?;
+    let calibration = Calibration::read(&install.calibration())
+        .map_err(|error| Exit::input(error).with_hint(budget::HINT))?;
     let manifests = manifest::load_all(&install.models()).map_err(model_error)?;
     let directory = arguments
         .model
         .clone()
         .unwrap_or_else(|| install.models().join(EMBEDDED_MODEL));
+    let baselines = baselines(arguments, &install)?;
     let threads = match arguments.threads {
         Some(threads) => usize::from(threads),
         None => (host::logical_cpus() / targets.len()).max(1),
@@ -56,52 +73,142 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
         arguments,
         install: &install,
         threads,
+        baselines: baselines.as_deref(),
     };
     let bars = Bars::new(&targets, arguments.quiet);
 
     let executed = execute(
         &setting, &targets, &suites, &manifests, &directory, &bars, &mut clock,
     );
-    bars.clear();
-    let (model, plan, truths, outcomes) = executed?;
-
-    let bench = Bench {
-        model: &model,
-        plan: &plan,
-        truths: &truths,
+    let executed = executed.inspect_err(|_| bars.clear())?;
+    let method = Method {
+        k: arguments.k.unwrap_or(calibration.k),
+        k_overridden: arguments.k.is_some(),
+        move_limit: calibration.move_limit,
+        samples: predict::SAMPLES,
+        seed: predict::SEED,
     };
-    let paths = BTreeMap::from([("model".to_owned(), directory.display().to_string())]);
-    let surroundings = Surroundings {
-        host: host::describe(),
-        paths,
-        time: RunTime::default(),
-    };
-    let mut record = collect(bench, &suites, &outcomes, surroundings);
-    clock.lap("judge");
+    let (mut record, truth) = judged(&setting, &suites, &executed, method, &bars, &mut clock)?;
+    let place = directory.display().to_string();
+    record.paths.insert("model".to_owned(), place);
     record.time = clock.finish();
 
     let json = driftgauge_reports::render(&record, Format::Json, style())
         .context("cannot write the record as JSON")
         .map_err(Exit::input)?;
+    // The record last: it says which truth belongs to it.
+    output::write_whole(&arguments.out.join(truth::FILE), &truth).map_err(cannot_write)?;
     output::write_whole(&file, json.as_bytes()).map_err(cannot_write)?;
+    let mut written = format!("record: {}", file.display());
+    if let Some(bundle) = &arguments.bundle {
+        let bench = executed.bench(record.method.k);
+        super::bundle::write(bundle, bench, &record, &json, &executed.outcomes)?;
+        written.push_str(&format!("\nbundle: {}", bundle.display()));
+    }
     match arguments.format {
         Format::Json => print(&json)?,
         format => {
             let report = driftgauge_reports::render(&record, format, style())
                 .map_err(|error| Exit::input(anyhow!(error)))?;
-            print(&format!("{report}\nrecord: {}\n", file.display()))?;
+            print(&format!("{report}\n{written}\n"))?;
         }
     }
     Ok(record.summary.exit_code)
+}
+
+/// Predicts, repeats, judges and compares with what was accepted: the record, and the truth that
+/// belongs to it as it is written beside it.
+fn judged(
+    setting: &Setting<'_>,
+    suites: &[Suite],
+    executed: &Executed,
+    method: Method,
+    bars: &Bars,
+    clock: &mut Clock,
+) -> Result<(RunRecord, Vec<u8>), Exit> {
+    let Executed {
+        model,
+        plan,
+        truths,
+        outcomes,
+        ..
+    } = executed;
+    let loaded = outcomes.iter().flat_map(|outcome| {
+        let float64 = outcome.float64.as_ref().and_then(|run| run.as_ref().ok());
+        outcome.loaded.iter().chain(float64.map(|run| &run.loaded))
+    });
+    let predictions = predictions_of(&Cache::find(), model, plan, loaded, bars);
+    clock.lap("predictions");
+    let bench = executed.bench(method.k);
+    let repetitions = repetitions(setting, bench, &predictions, outcomes, bars);
+    bars.clear();
+    clock.lap("repeats");
+    let sketch = truth::sketch(model, plan, truths);
+    let truth_file = truth::encode(&sketch, None).map_err(|error| Exit::input(anyhow!(error)))?;
+    let surroundings = Surroundings {
+        truth: TruthRecord {
+            sha256: hex::encode(Sha256::digest(&truth_file)),
+            ..TruthRecord::default()
+        },
+        host: host::describe(),
+        paths: BTreeMap::new(),
+        time: RunTime::default(),
+    };
+    let mut record = collect(bench, method, suites, outcomes, &predictions, surroundings);
+    if let Some(accepted) = &executed.accepted {
+        baseline::compare(&mut record, accepted, &sketch);
+        record.summary = summary(&record.results, &record.truth, outcomes.len());
+    }
+    repeat::enter(&mut record, repetitions);
+    clock.lap("judge");
+    Ok((record, truth_file))
+}
+
+/// The further runs of each target; none where there is only one run.
+fn repetitions(
+    setting: &Setting<'_>,
+    bench: Bench<'_>,
+    predictions: &Predictions,
+    outcomes: &[TargetOutcome],
+    bars: &Bars,
+) -> Vec<Option<Repetition>> {
+    let runs = usize::from(setting.arguments.repeat);
+    if runs == 1 {
+        return Vec::new();
+    }
+    bars.repeated(runs);
+    let repeated = |outcome| setting.repeated(outcome, bench.model);
+    let targets: Vec<Repeated<'_>> = outcomes.iter().map(repeated).collect();
+    repeat::repeat(bench, predictions, &targets, runs, bars)
 }
 
 struct Setting<'a> {
     arguments: &'a RunArguments,
     install: &'a Install,
     threads: usize,
+    /// Folder of accepted baselines; nothing where none are wanted.
+    baselines: Option<&'a std::path::Path>,
 }
 
-type Executed = (Model, Plan, Vec<Truth>, Vec<TargetOutcome>);
+/// What a run has gathered when all targets are done.
+struct Executed {
+    model: Model,
+    plan: Plan,
+    accepted: Option<Vec<Accepted>>,
+    truths: Vec<Truth>,
+    outcomes: Vec<TargetOutcome>,
+}
+
+impl Executed {
+    fn bench(&self, k: f64) -> Bench<'_> {
+        Bench {
+            model: &self.model,
+            plan: &self.plan,
+            truths: &self.truths,
+            k,
+        }
+    }
+}
 
 /// Starts all workers, opens the model while their libraries load, then computes the truth while
 /// they run.
@@ -116,35 +223,42 @@ fn execute(
 ) -> Result<Executed, Exit> {
     // Outlives the threads of the scope, which borrow from it.
     let planned = std::sync::OnceLock::new();
+    let sampled = std::sync::OnceLock::new();
     std::thread::scope(|scope| {
         let mut queues = Vec::new();
         let mut threads = Vec::new();
         for (index, target) in targets.iter().enumerate() {
             let (queue, work) = mpsc::channel();
-            let launch = launch(setting, target);
+            let launch = setting.launch(target);
             queues.push(queue);
             threads.push(scope.spawn(move || run_target(index, target, &launch, &work, bars)));
         }
         let model = Model::open(directory, manifests).map_err(model_error)?;
         clock.lap("model");
-        let plan = plan(suites, &setting.arguments.cases, &model).map_err(|error| {
-            let hint = error.hint();
-            let code = match error {
-                PlanError::NothingSelected { .. } => exit::NOTHING,
-                _ => exit::INPUT,
-            };
-            Exit {
-                code,
-                ..Exit::input(error).with_hint(hint)
-            }
-        })?;
+        let plan = plan(suites, &setting.arguments.selection.cases, &model).map_err(plan_error)?;
         clock.lap("plan");
+        let accepted = setting
+            .baselines
+            .map(|folder| accepted(folder, &model, &plan, suites, targets))
+            .transpose()?;
         bars.planned(plan.jobs.len(), plan.sequences.len());
         let (model, plan) = planned.get_or_init(|| (model, plan));
+        let float64 = sampled.get_or_init(|| match setting.arguments.no_float64 {
+            true => Vec::new(),
+            false => plan.sample_jobs(FLOAT64_BATCHES, FLOAT64_TOKENS),
+        });
         for (queue, target) in queues.iter().zip(targets) {
             let request = model.load_request(&target.device, target.dtype, setting.threads);
             // A target whose thread is gone has ended; its outcome says why.
-            let _ = queue.send(Work { request, plan });
+            let float64 = match target.dtype {
+                Dtype::F64 => &[],
+                _ => &float64[..],
+            };
+            let _ = queue.send(Work {
+                request,
+                plan,
+                float64,
+            });
         }
         let truths = oracle::truths(model, &plan.sequences);
         clock.lap("truth");
@@ -157,110 +271,85 @@ fn execute(
                 Exit::input(anyhow!("a thread of the harness ended without an outcome"))
             })?;
         clock.lap("targets");
-        Ok((truths, outcomes))
+        Ok((accepted, truths, outcomes))
     })
-    .and_then(|(truths, outcomes)| {
+    .and_then(|(accepted, truths, outcomes)| {
         let (model, plan) = planned
             .into_inner()
             .ok_or_else(|| Exit::input(anyhow!("the plan is gone")))?;
-        Ok((model, plan, truths, outcomes))
+        Ok(Executed {
+            model,
+            plan,
+            accepted,
+            truths,
+            outcomes,
+        })
     })
 }
 
-fn launch(setting: &Setting<'_>, target: &Target) -> Launch {
-    let deadline = Duration::from_secs_f64(setting.arguments.timeout);
-    let mut launch = setting.install.launch(&target.backend, deadline);
-    let threads = setting.threads.to_string();
-    for variable in ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"] {
-        launch
-            .environment
-            .push((variable.to_owned(), threads.clone().into()));
-    }
-    // OpenMP's threads spin while they wait; beside other targets that only slows all of them.
-    let passive = ("OMP_WAIT_POLICY".to_owned(), "PASSIVE".into());
-    launch.environment.push(passive);
-    if let Some(library) = target.options.get("lib") {
-        launch
-            .environment
-            .push((environment::LIBRARY.to_owned(), library.into()));
-    }
-    launch
-}
-
-fn targets(arguments: &RunArguments, install: &Install) -> Result<Vec<Target>, Exit> {
-    let targets = if arguments.targets.is_empty() {
-        let parse = |backend: &&str| backend.parse::<Target>();
-        DEFAULT_BACKENDS
-            .iter()
-            .map(parse)
-            .collect::<Result<_, _>>()
-            .map_err(Exit::input)?
-    } else {
-        arguments.targets.clone()
+/// What was accepted for the suites that have a case in the plan.
+fn accepted(
+    folder: &std::path::Path,
+    model: &Model,
+    plan: &Plan,
+    suites: &[Suite],
+    targets: &[Target],
+) -> Result<Vec<Accepted>, Exit> {
+    let is_planned = |suite: &&Suite| plan.cases.iter().any(|case| case.suite == suite.name);
+    let suites: Vec<_> = suites
+        .iter()
+        .filter(is_planned)
+        .map(folder::suite_identity)
+        .collect();
+    let wanted = Wanted {
+        model: &folder::model_identity(model),
+        suites: &suites,
+        targets,
     };
-    let mut known: Vec<String> = DEFAULT_BACKENDS.map(str::to_owned).to_vec();
-    known.extend(install.backends());
-    known.sort();
-    known.dedup();
-    for (index, target) in targets.iter().enumerate() {
-        let is_there = install.worker(&target.backend).exists();
-        if !is_there && !known.contains(&target.backend) {
-            let error = anyhow!(
-                "unknown target `{target}` (known backends: {})",
-                known.join(", ")
-            );
-            return Err(Exit::input(error).with_hint("driftgauge doctor shows what is there"));
-        }
-        if targets[..index].contains(target) {
-            let error = anyhow!("target `{target}` is given twice");
-            return Err(Exit::input(error).with_hint("leave one of them out"));
-        }
-    }
-    Ok(targets)
+    folder::open(folder, wanted).map_err(super::accept::refused)
 }
 
-fn suites(arguments: &RunArguments, install: &Install) -> Result<Vec<Suite>, Exit> {
-    let paths = if arguments.suites.is_empty() {
-        suites_of(&install.cases())
-            .with_context(|| format!("cannot list `{}`", install.cases().display()))
-            .map_err(Exit::input)?
-    } else {
-        arguments.suites.clone()
+/// The folder of accepted baselines; one that was named must be there.
+fn baselines(arguments: &RunArguments, install: &Install) -> Result<Option<PathBuf>, Exit> {
+    if arguments.no_baselines {
+        return Ok(None);
+    }
+    let Some(named) = &arguments.baselines else {
+        return Ok(Some(install.baselines()));
     };
-    suite::load_all(&paths).map_err(|error| {
-        let hint = error.hint();
-        Exit::input(error).with_hint(hint)
-    })
+    std::fs::read_dir(named)
+        .with_context(|| format!("cannot read the folder of baselines `{}`", named.display()))
+        .map_err(|error| Exit::input(error).with_hint("make it, or leave --baselines out"))?;
+    Ok(Some(named.clone()))
 }
 
-/// The suites of the repository: `seed`, which a reader knows, first.
-fn suites_of(folder: &std::path::Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "toml")
-        {
-            paths.push(path);
-        }
-    }
-    paths.sort_by_key(|path| {
-        (
-            path.file_stem().is_none_or(|stem| stem != "seed"),
-            path.clone(),
+impl Setting<'_> {
+    fn launch(&self, target: &Target) -> Launch {
+        launch(
+            self.install,
+            target,
+            self.threads,
+            self.arguments.selection.timeout,
         )
-    });
-    Ok(paths)
-}
+    }
 
-fn model_error(error: driftgauge::model::ModelError) -> Exit {
-    let hint = error.hint();
-    Exit::input(error).with_hint(hint)
+    /// What it takes to run a target again as it was run.
+    fn repeated<'a>(&self, outcome: &'a TargetOutcome, model: &Model) -> Repeated<'a> {
+        let target = &outcome.target;
+        let request = model.load_request(&target.device, target.dtype, self.threads);
+        Repeated {
+            outcome,
+            launch: self.launch(target),
+            request: LoadRequest {
+                options: target.options.clone(),
+                ..request
+            },
+        }
+    }
 }
 
 /// Seconds of each phase.
-struct Clock {
+pub struct Clock {
     started: u64,
     start: Instant,
     last: Instant,
@@ -268,7 +357,8 @@ struct Clock {
 }
 
 impl Clock {
-    fn start() -> Self {
+    /// Starts now.
+    pub fn start() -> Self {
         let started = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -282,14 +372,16 @@ impl Clock {
         }
     }
 
-    fn lap(&mut self, phase: &str) {
+    /// A phase has ended.
+    pub fn lap(&mut self, phase: &str) {
         let now = Instant::now();
         self.laps
             .insert(phase.to_owned(), (now - self.last).as_secs_f64());
         self.last = now;
     }
 
-    fn finish(mut self) -> RunTime {
+    /// Everything has ended.
+    pub fn finish(mut self) -> RunTime {
         self.laps
             .insert("total".to_owned(), self.start.elapsed().as_secs_f64());
         RunTime {

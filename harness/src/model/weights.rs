@@ -37,7 +37,8 @@ struct Place {
 /// A tensor inside the memory map.
 #[derive(Debug, Clone, Copy)]
 pub struct WeightView<'a> {
-    dtype: Dtype,
+    /// Number format in which it is stored.
+    pub dtype: Dtype,
     /// Extents, outermost first.
     pub shape: &'a [usize],
     bytes: &'a [u8],

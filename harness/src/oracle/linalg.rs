@@ -9,39 +9,82 @@ const ROW_BLOCK: usize = 512;
 /// Outputs of a product that one task computes, and rows of the weight that it widens.
 const OUTPUT_PANEL: usize = 256;
 
+/// Numbers that matrices are made of.
+pub trait Element: Copy + Default + Send + Sync + std::ops::AddAssign + std::fmt::Debug {
+    /// `output = a · b` for matrices given by pointer, row stride and column stride.
+    ///
+    /// # Safety
+    /// Every element that shape and strides reach must lie inside its matrix, those of the output
+    /// must not overlap, and nothing else may use the output.
+    unsafe fn gemm(
+        height: usize,
+        inner: usize,
+        width: usize,
+        a: (*const Self, isize, isize),
+        b: (*const Self, isize, isize),
+        output: (*mut Self, isize, isize),
+    );
+}
+
+macro_rules! element {
+    ($type:ty, $gemm:path) => {
+        impl Element for $type {
+            unsafe fn gemm(
+                height: usize,
+                inner: usize,
+                width: usize,
+                a: (*const Self, isize, isize),
+                b: (*const Self, isize, isize),
+                output: (*mut Self, isize, isize),
+            ) {
+                // SAFETY: the caller's promise is what the function asks for.
+                unsafe {
+                    $gemm(
+                        height, inner, width, 1.0, a.0, a.1, a.2, b.0, b.1, b.2, 0.0, output.0,
+                        output.1, output.2,
+                    );
+                }
+            }
+        }
+    };
+}
+
+element!(f64, matrixmultiply::dgemm);
+element!(f32, matrixmultiply::sgemm);
+
 /// A dense row-major matrix.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Matrix {
+pub struct Matrix<T = f64> {
     height: usize,
     width: usize,
-    values: Vec<f64>,
+    values: Vec<T>,
 }
 
 /// A part of a matrix, perhaps transposed.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
+pub struct View<'a, T = f64> {
     height: usize,
     width: usize,
     row_stride: usize,
     column_stride: usize,
-    values: &'a [f64],
+    values: &'a [T],
 }
 
 /// Whole columns of a matrix, to be written.
 #[derive(Debug)]
-pub struct ViewMut<'a> {
+pub struct ViewMut<'a, T = f64> {
     height: usize,
     width: usize,
     row_stride: usize,
-    values: &'a mut [f64],
+    values: &'a mut [T],
 }
 
-impl Matrix {
+impl<T: Element> Matrix<T> {
     /// A matrix of rows of `width` numbers.
     ///
     /// # Panics
     /// Where `values` does not consist of whole rows.
-    pub fn new(width: usize, values: Vec<f64>) -> Self {
+    pub fn new(width: usize, values: Vec<T>) -> Self {
         assert!(
             values.len().is_multiple_of(width),
             "rows of {width} in {}",
@@ -59,7 +102,7 @@ impl Matrix {
         Self {
             height,
             width,
-            values: vec![0.0; height * width],
+            values: vec![T::default(); height * width],
         }
     }
 
@@ -74,35 +117,40 @@ impl Matrix {
     }
 
     /// All numbers, row by row.
-    pub fn values(&self) -> &[f64] {
+    pub fn values(&self) -> &[T] {
         &self.values
     }
 
     /// All numbers, row by row.
-    pub fn values_mut(&mut self) -> &mut [f64] {
+    pub fn values_mut(&mut self) -> &mut [T] {
         &mut self.values
     }
 
     /// The numbers, and no matrix any more.
-    pub fn into_values(self) -> Vec<f64> {
+    pub fn into_values(self) -> Vec<T> {
         self.values
     }
 
     /// One row.
-    pub fn row(&self, row: usize) -> &[f64] {
+    pub fn row(&self, row: usize) -> &[T] {
         &self.values[row * self.width..(row + 1) * self.width]
     }
 
     /// A copy of some rows.
-    pub fn rows(&self, rows: Range<usize>) -> Matrix {
+    pub fn rows(&self, rows: Range<usize>) -> Self {
         Matrix::new(
             self.width,
             self.values[rows.start * self.width..rows.end * self.width].to_vec(),
         )
     }
 
+    /// The whole matrix.
+    pub fn all(&self) -> View<'_, T> {
+        self.view(0..self.height, 0..self.width)
+    }
+
     /// Some rows and columns.
-    pub fn view(&self, rows: Range<usize>, columns: Range<usize>) -> View<'_> {
+    pub fn view(&self, rows: Range<usize>, columns: Range<usize>) -> View<'_, T> {
         View {
             height: rows.len(),
             width: columns.len(),
@@ -113,7 +161,7 @@ impl Matrix {
     }
 
     /// Some columns, to be written.
-    pub fn view_mut(&mut self, columns: Range<usize>) -> ViewMut<'_> {
+    pub fn view_mut(&mut self, columns: Range<usize>) -> ViewMut<'_, T> {
         ViewMut {
             height: self.height,
             width: columns.len(),
@@ -123,7 +171,17 @@ impl Matrix {
     }
 }
 
-impl View<'_> {
+impl<T: Element> View<'_, T> {
+    /// Number of rows.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// Number of columns.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// The same numbers with rows and columns exchanged.
     pub fn transposed(self) -> Self {
         Self {
@@ -135,16 +193,34 @@ impl View<'_> {
         }
     }
 
+    /// A matrix of what `map` makes of each number.
+    pub fn map<U: Element>(self, map: impl Fn(T) -> U) -> Matrix<U> {
+        let mut values = Vec::with_capacity(self.height * self.width);
+        for row in 0..self.height {
+            let row = &self.values[row * self.row_stride..];
+            values.extend((0..self.width).map(|column| map(row[column * self.column_stride])));
+        }
+        Matrix::new(self.width, values)
+    }
+
     fn last_index(&self) -> usize {
         (self.height.max(1) - 1) * self.row_stride + (self.width.max(1) - 1) * self.column_stride
     }
+}
+
+/// The product of two matrices.
+pub fn multiplied<T: Element>(a: View<'_, T>, b: View<'_, T>) -> Matrix<T> {
+    let (height, width) = (a.height, b.width);
+    let mut output = Matrix::zeros(height, width);
+    product(a, b, &mut output.view_mut(0..width));
+    output
 }
 
 /// `output = a · b`.
 ///
 /// # Panics
 /// Where the shapes do not fit.
-pub fn product(a: View<'_>, b: View<'_>, output: &mut ViewMut<'_>) {
+pub fn product<T: Element>(a: View<'_, T>, b: View<'_, T>, output: &mut ViewMut<'_, T>) {
     assert_eq!(
         (a.width, a.height, b.width),
         (b.height, output.height, output.width)
@@ -155,24 +231,18 @@ pub fn product(a: View<'_>, b: View<'_>, output: &mut ViewMut<'_>) {
     let last_output = (output.height - 1) * output.row_stride + output.width - 1;
     assert!(a.last_index() < a.values.len() && b.last_index() < b.values.len());
     assert!(last_output < output.values.len());
+    let strides = |view: &View<'_, T>| (view.row_stride as isize, view.column_stride as isize);
+    let (a_strides, b_strides) = (strides(&a), strides(&b));
     // SAFETY: the largest index that each operand is read or written at was just checked against
     // its slice, the strides of the output do not overlap, and it is borrowed exclusively.
     unsafe {
-        matrixmultiply::dgemm(
+        T::gemm(
             a.height,
             a.width,
             b.width,
-            1.0,
-            a.values.as_ptr(),
-            a.row_stride as isize,
-            a.column_stride as isize,
-            b.values.as_ptr(),
-            b.row_stride as isize,
-            b.column_stride as isize,
-            0.0,
-            output.values.as_mut_ptr(),
-            output.row_stride as isize,
-            1,
+            (a.values.as_ptr(), a_strides.0, a_strides.1),
+            (b.values.as_ptr(), b_strides.0, b_strides.1),
+            (output.values.as_mut_ptr(), output.row_stride as isize, 1),
         );
     }
 }
@@ -181,15 +251,15 @@ pub fn product(a: View<'_>, b: View<'_>, output: &mut ViewMut<'_>) {
 ///
 /// Computed in tiles of a fixed size, so that a tile's weights stay in the cache and the result does
 /// not depend on the number of threads.
-pub fn linear(
-    x: &Matrix,
-    weight_rows: &(dyn Fn(Range<usize>) -> Vec<f64> + Sync),
-    bias: &[f64],
-) -> Matrix {
+pub fn linear<T: Element>(
+    x: &Matrix<T>,
+    weight_rows: &(dyn Fn(Range<usize>) -> Vec<T> + Sync),
+    bias: &[T],
+) -> Matrix<T> {
     let (inputs, outputs) = (x.width, bias.len());
     let blocks = split(x.height, ROW_BLOCK);
     let panels = split(outputs, OUTPUT_PANEL);
-    let tiles: Vec<Vec<f64>> = (0..blocks.len() * panels.len())
+    let tiles: Vec<Vec<T>> = (0..blocks.len() * panels.len())
         .into_par_iter()
         .map(|tile| {
             let (rows, columns) = (&blocks[tile / panels.len()], &panels[tile % panels.len()]);
@@ -200,18 +270,13 @@ pub fn linear(
                 column_stride: inputs,
                 values: &weight_rows(columns.clone()),
             };
-            let mut values = Matrix::zeros(rows.len(), columns.len());
-            product(
-                x.view(rows.clone(), 0..inputs),
-                weight,
-                &mut values.view_mut(0..columns.len()),
-            );
-            for row in values.values.chunks_mut(columns.len()) {
+            let mut values = multiplied(x.view(rows.clone(), 0..inputs), weight).values;
+            for row in values.chunks_mut(columns.len()) {
                 row.iter_mut()
                     .zip(&bias[columns.clone()])
-                    .for_each(|(value, bias)| *value += bias);
+                    .for_each(|(value, bias)| *value += *bias);
             }
-            values.values
+            values
         })
         .collect();
     let mut result = Matrix::zeros(x.height, outputs);
@@ -262,12 +327,19 @@ fn sum(values: impl Iterator<Item = f64>) -> f64 {
     lanes[0]
 }
 
+/// Mean of a row, and the mean of the squared distances from it.
+pub fn mean_and_variance(row: &[f64]) -> (f64, f64) {
+    let width = row.len() as f64;
+    let mean = sum(row.iter().copied()) / width;
+    let variance = sum(row.iter().map(|x| (x - mean) * (x - mean))) / width;
+    (mean, variance)
+}
+
 /// Layer norm of each row, with the biased variance around the mean (two passes).
 pub fn layer_norm(matrix: &mut Matrix, scale: &[f64], shift: &[f64], eps: f64) {
     let width = matrix.width;
     matrix.values.par_chunks_mut(width).for_each(|row| {
-        let mean = sum(row.iter().copied()) / width as f64;
-        let variance = sum(row.iter().map(|x| (x - mean) * (x - mean))) / width as f64;
+        let (mean, variance) = mean_and_variance(row);
         let deviation = (variance + eps).sqrt();
         for ((x, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
             *x = (*x - mean) / deviation * scale + shift;
@@ -293,12 +365,7 @@ mod tests {
     #[test]
     fn products_of_parts_and_transposes() {
         let a = Matrix::new(3, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        let mut output = Matrix::zeros(2, 2);
-        product(
-            a.view(0..2, 0..3),
-            a.view(0..2, 0..3).transposed(),
-            &mut output.view_mut(0..2),
-        );
+        let output = multiplied(a.all(), a.all().transposed());
         assert_eq!(output.values(), [14.0, 32.0, 32.0, 77.0]);
         let mut output = Matrix::zeros(2, 3);
         product(

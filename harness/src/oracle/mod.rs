@@ -5,18 +5,28 @@
 //! widened to f64 once and memory stays at one layer plus the activations. Sequences are never
 //! padded here: padding is the targets' problem. The result does not depend on the number of
 //! threads: rows are split into blocks of a fixed size.
+//!
+//! Beside the truth it can carry errors (`errors.rs`): what rounding makes of it in a correct
+//! implementation.
 
+mod activation;
+mod errors;
 mod linalg;
+mod noise;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use driftgauge_protocol::{BertConfig, HiddenAct, observation};
+use driftgauge_protocol::{BertConfig, observation};
 use rayon::prelude::*;
 
 use crate::model::{Model, ModelWeights};
 
-pub use linalg::Matrix;
+use activation::activation_value;
+use errors::{Carrier, Errors};
+pub use linalg::{Element, Matrix};
 use linalg::{add, layer_norm, linear, product, softmax_rows};
+pub use noise::{Noise, ROUNDING_RMS, Shortcut};
 
 /// One unpadded input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,265 +43,303 @@ pub struct Sequence {
 /// each token, `logits` one for each wanted position.
 pub type Truth = BTreeMap<String, Matrix>;
 
-/// Most tokens that go through the layers together; bounds the memory of the activations.
+/// The truth of one sequence, and what rounding adds to it.
+#[derive(Debug, Clone)]
+pub struct Sampled {
+    /// The truth.
+    pub truth: Truth,
+    /// The error of each sample, in u, by observation.
+    pub errors: Vec<BTreeMap<String, Matrix<f32>>>,
+}
+
+/// Most tokens that go through the layers together, each sample's counted too; bounds the memory of
+/// the activations.
 const CHUNK_TOKENS: usize = 8192;
 
 /// Computes the truth of every sequence, in order.
 pub fn truths(model: &Model, sequences: &[Sequence]) -> Vec<Truth> {
-    let mut truths = Vec::with_capacity(sequences.len());
+    in_chunks(model, sequences, None)
+        .into_iter()
+        .map(|sampled| sampled.truth)
+        .collect()
+}
+
+/// Computes the truth of every sequence, in order, and samples of what rounding adds to it.
+pub fn sampled(model: &Model, sequences: &[Sequence], noise: &Noise) -> Vec<Sampled> {
+    in_chunks(model, sequences, Some(noise))
+}
+
+/// The observations from layer `layer` on, of a pass that goes on from `hidden`, the output of that
+/// layer (0 is the embedding stage).
+pub fn truth_from(model: &Model, sequence: &Sequence, layer: usize, hidden: Matrix) -> Truth {
+    let mut pass = Pass::new(model, std::slice::from_ref(sequence), None);
+    let state = State {
+        truth: hidden,
+        errors: None,
+    };
+    let mut all = pass.go_on(layer, state);
+    all.pop().map(|sampled| sampled.truth).unwrap_or_default()
+}
+
+fn in_chunks(model: &Model, sequences: &[Sequence], noise: Option<&Noise>) -> Vec<Sampled> {
+    let copies = 1 + noise.map_or(0, |noise| noise.samples);
+    let mut done = Vec::with_capacity(sequences.len());
     let mut rest = sequences;
     while !rest.is_empty() {
         let mut tokens = 0;
         let fitting = rest.iter().take_while(|sequence| {
-            tokens += sequence.ids.len();
+            tokens += sequence.ids.len() * copies;
             tokens <= CHUNK_TOKENS
         });
         let (chunk, others) = rest.split_at(fitting.count().max(1));
-        truths.extend(forward(&model.config, &model.weights, chunk));
+        let mut pass = Pass::new(model, chunk, noise);
+        let embeddings = pass.embeddings();
+        done.extend(pass.go_on(0, embeddings));
         rest = others;
     }
-    truths
+    done
 }
 
-/// One pass over sequences that are stacked into one matrix of all their tokens.
-fn forward(config: &BertConfig, weights: &ModelWeights, sequences: &[Sequence]) -> Vec<Truth> {
-    let spans = spans(sequences);
-    let mut truths = vec![Truth::new(); sequences.len()];
-    let mut keep = |name: String, stacked: &Matrix| {
-        for (truth, span) in truths.iter_mut().zip(&spans) {
-            truth.insert(name.clone(), stacked.rows(span.clone()));
+/// An intermediate result of all sequences, stacked: one row for each of their tokens.
+struct State {
+    truth: Matrix,
+    /// What rounding has added so far, where errors are carried.
+    errors: Option<Errors>,
+}
+
+/// One pass over some sequences.
+struct Pass<'a> {
+    config: &'a BertConfig,
+    weights: &'a ModelWeights,
+    sequences: &'a [Sequence],
+    /// Rows of each sequence.
+    spans: Vec<Range<usize>>,
+    carrier: Option<Carrier<'a>>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(model: &'a Model, sequences: &'a [Sequence], noise: Option<&'a Noise>) -> Self {
+        Self {
+            config: &model.config,
+            weights: &model.weights,
+            sequences,
+            spans: spans(sequences, |sequence| sequence.ids.len()),
+            carrier: noise.map(|noise| Carrier::new(noise, &model.weights, sequences)),
         }
-    };
-    let mut hidden = embeddings(config, weights, sequences);
-    keep(observation::EMBEDDINGS.to_owned(), &hidden);
-    for layer in 0..config.num_hidden_layers {
-        hidden = encoder_layer(config, weights, layer, &hidden, &spans);
-        keep(observation::hidden(layer + 1), &hidden);
     }
-    if weights.has_head() {
-        for (truth, logits) in truths
-            .iter_mut()
-            .zip(head(config, weights, &hidden, sequences, &spans))
+
+    /// Everything from the output of a layer on; layer 0 is the embedding stage.
+    fn go_on(&mut self, layer: usize, mut hidden: State) -> Vec<Sampled> {
+        let samples = self.carrier.as_ref().map_or(0, Carrier::samples);
+        let empty = Sampled {
+            truth: Truth::new(),
+            errors: vec![BTreeMap::new(); samples],
+        };
+        let mut kept = vec![empty; self.sequences.len()];
+        let name = match layer {
+            0 => observation::EMBEDDINGS.to_owned(),
+            layer => observation::hidden(layer),
+        };
+        keep(&mut kept, &name, &hidden, &self.spans);
+        for layer in layer..self.config.num_hidden_layers {
+            hidden = self.encoder_layer(layer, &hidden);
+            keep(
+                &mut kept,
+                &observation::hidden(layer + 1),
+                &hidden,
+                &self.spans,
+            );
+        }
+        if self.weights.has_head() {
+            self.head(&mut kept, &hidden);
+        }
+        kept
+    }
+
+    fn embeddings(&mut self) -> State {
+        let table = |name: &str| {
+            let name = format!("bert.embeddings.{name}_embeddings.weight");
+            self.weights.view(&name)
+        };
+        let words = table("word");
+        let (positions, types) = (table("position").to_f64(), table("token_type").to_f64());
+        let width = self.config.hidden_size;
+        let mut rows = Vec::new();
+        for sequence in self.sequences {
+            let tokens = sequence.ids.iter().zip(&sequence.type_ids);
+            for (position, (id, type_id)) in tokens.enumerate() {
+                let (id, type_id) = (*id as usize, *type_id as usize);
+                let word = words.rows_to_f64(id..id + 1);
+                let position = &positions[position * width..(position + 1) * width];
+                let token_type = &types[type_id * width..(type_id + 1) * width];
+                rows.extend(
+                    word.iter()
+                        .zip(token_type)
+                        .zip(position)
+                        .map(|((w, t), p)| w + t + p),
+                );
+            }
+        }
+        let truth = Matrix::new(width, rows);
+        let errors = self
+            .carrier
+            .as_mut()
+            .map(|carrier| carrier.embeddings(self.sequences, &self.spans, &truth));
+        let spans = self.spans.clone();
+        self.normalise("bert.embeddings.LayerNorm", &spans, State { truth, errors })
+    }
+
+    fn encoder_layer(&mut self, layer: usize, input: &State) -> State {
+        let layer = format!("bert.encoder.layer.{layer}");
+        let spans = &self.spans.clone();
+        let mut project =
+            |part: &str, input: &State| self.dense(&format!("{layer}.{part}"), spans, input);
+        let query = project("attention.self.query", input);
+        let key = project("attention.self.key", input);
+        let value = project("attention.self.value", input);
+        let context = self.attention(&query, &key, &value);
+
+        let attended = self.dense(&format!("{layer}.attention.output.dense"), spans, &context);
+        let attended = self.add(spans, attended, input);
+        let norm = format!("{layer}.attention.output.LayerNorm");
+        let attended = self.normalise(&norm, spans, attended);
+
+        let inner = self.dense(&format!("{layer}.intermediate.dense"), spans, &attended);
+        let inner = self.activate(spans, inner);
+        let output = self.dense(&format!("{layer}.output.dense"), spans, &inner);
+        let output = self.add(spans, output, &attended);
+        self.normalise(&format!("{layer}.output.LayerNorm"), spans, output)
+    }
+
+    /// softmax(Q Kᵀ / √d) V for each sequence and head; there is no padding, hence no mask.
+    fn attention(&mut self, query: &State, key: &State, value: &State) -> State {
+        let (config, spans) = (self.config, &self.spans);
+        let scale = (config.head_size() as f64).sqrt();
+        let contexts: Vec<Vec<f64>> = spans
+            .par_iter()
+            .map(|span| {
+                let mut context = Matrix::zeros(span.len(), config.hidden_size);
+                for columns in heads(config) {
+                    let [query, key, value] = [query, key, value]
+                        .map(|state| state.truth.view(span.clone(), columns.clone()));
+                    let mut scores = Matrix::zeros(span.len(), span.len());
+                    product(query, key.transposed(), &mut scores.view_mut(0..span.len()));
+                    scores
+                        .values_mut()
+                        .iter_mut()
+                        .for_each(|score| *score /= scale);
+                    softmax_rows(&mut scores);
+                    product(scores.all(), value, &mut context.view_mut(columns));
+                }
+                context.into_values()
+            })
+            .collect();
+        State {
+            truth: Matrix::new(config.hidden_size, contexts.concat()),
+            errors: self
+                .carrier
+                .as_mut()
+                .map(|carrier| carrier.attention(config, spans, [query, key, value])),
+        }
+    }
+
+    /// Keeps the logits at the wanted positions of each sequence that wants any.
+    fn head(&mut self, kept: &mut [Sampled], hidden: &State) {
+        let mut wanted = Vec::new();
+        for (sequence, span) in self.sequences.iter().zip(&self.spans) {
+            let positions = sequence.logit_positions.iter();
+            wanted.extend(positions.map(|position| span.start + position));
+        }
+        let rows = wanted.iter().flat_map(|row| hidden.truth.row(*row));
+        let rows = State {
+            truth: Matrix::new(self.config.hidden_size, rows.copied().collect()),
+            errors: hidden.errors.as_ref().map(|errors| errors.rows(&wanted)),
+        };
+        let spans = spans(self.sequences, |sequence| sequence.logit_positions.len());
+        let transformed = self.dense("cls.predictions.transform.dense", &spans, &rows);
+        let transformed = self.activate(&spans, transformed);
+        let norm = "cls.predictions.transform.LayerNorm";
+        let transformed = self.normalise(norm, &spans, transformed);
+        let logits = self.dense("cls.predictions.decoder", &spans, &transformed);
+        keep(kept, observation::LOGITS, &logits, &spans);
+    }
+
+    fn dense(&mut self, name: &str, spans: &[Range<usize>], input: &State) -> State {
+        let weight = self.weights.view(&format!("{name}.weight"));
+        let bias = self.weights.view(&format!("{name}.bias")).to_f64();
+        let truth = linear(&input.truth, &|rows| weight.rows_to_f64(rows), &bias);
+        let errors = self
+            .carrier
+            .as_mut()
+            .map(|carrier| carrier.dense(name, spans, input, &truth));
+        State { truth, errors }
+    }
+
+    fn normalise(&mut self, name: &str, spans: &[Range<usize>], mut state: State) -> State {
+        let scale = self.weights.view(&format!("{name}.weight")).to_f64();
+        let shift = self.weights.view(&format!("{name}.bias")).to_f64();
+        let eps = self.config.layer_norm_eps;
+        if let (Some(carrier), Some(errors)) = (&mut self.carrier, &mut state.errors) {
+            carrier.normalise(name, spans, eps, &state.truth, errors);
+        }
+        layer_norm(&mut state.truth, &scale, &shift, eps);
+        state
+    }
+
+    fn activate(&mut self, spans: &[Range<usize>], mut state: State) -> State {
+        let activation = self.config.hidden_act;
+        if let (Some(carrier), Some(errors)) = (&mut self.carrier, &mut state.errors) {
+            carrier.activate(activation, spans, &state.truth, errors);
+        }
+        let blocks = state.truth.values_mut().par_chunks_mut(4096);
+        blocks.for_each(|block| {
+            for value in block {
+                *value = activation_value(activation, *value);
+            }
+        });
+        state
+    }
+
+    /// Adds the residual.
+    fn add(&mut self, spans: &[Range<usize>], mut state: State, residual: &State) -> State {
+        add(&mut state.truth, &residual.truth);
+        if let (Some(carrier), Some(errors), Some(others)) =
+            (&mut self.carrier, &mut state.errors, &residual.errors)
         {
-            truth.extend(logits.map(|logits| (observation::LOGITS.to_owned(), logits)));
+            carrier.add(spans, &state.truth, errors, others);
         }
+        state
     }
-    truths
 }
 
-/// The rows of each sequence in the stacked matrices.
-fn spans(sequences: &[Sequence]) -> Vec<std::ops::Range<usize>> {
+/// The rows of each sequence in a stack in which it has `rows` of them.
+fn spans(sequences: &[Sequence], rows: impl Fn(&Sequence) -> usize) -> Vec<Range<usize>> {
     let mut end = 0;
     sequences
         .iter()
         .map(|sequence| {
             let start = end;
-            end += sequence.ids.len();
+            end += rows(sequence);
             start..end
         })
         .collect()
 }
 
-fn embeddings(config: &BertConfig, weights: &ModelWeights, sequences: &[Sequence]) -> Matrix {
-    let words = weights.view("bert.embeddings.word_embeddings.weight");
-    let positions = weights
-        .view("bert.embeddings.position_embeddings.weight")
-        .to_f64();
-    let types = weights
-        .view("bert.embeddings.token_type_embeddings.weight")
-        .to_f64();
-    let width = config.hidden_size;
-    let mut rows = Vec::new();
-    for sequence in sequences {
-        for (position, (id, type_id)) in sequence.ids.iter().zip(&sequence.type_ids).enumerate() {
-            let (id, type_id) = (*id as usize, *type_id as usize);
-            let word = words.rows_to_f64(id..id + 1);
-            let position = &positions[position * width..(position + 1) * width];
-            let token_type = &types[type_id * width..(type_id + 1) * width];
-            rows.extend(
-                word.iter()
-                    .zip(token_type)
-                    .zip(position)
-                    .map(|((w, t), p)| w + t + p),
-            );
-        }
-    }
-    let mut embeddings = Matrix::new(width, rows);
-    normalise(
-        weights,
-        "bert.embeddings.LayerNorm",
-        config.layer_norm_eps,
-        &mut embeddings,
-    );
-    embeddings
-}
-
-fn encoder_layer(
-    config: &BertConfig,
-    weights: &ModelWeights,
-    layer: usize,
-    input: &Matrix,
-    spans: &[std::ops::Range<usize>],
-) -> Matrix {
-    let layer = format!("bert.encoder.layer.{layer}");
-    let project = |part: &str, input: &Matrix| dense(weights, &format!("{layer}.{part}"), input);
-    let query = project("attention.self.query", input);
-    let key = project("attention.self.key", input);
-    let value = project("attention.self.value", input);
-    let context = attention(config, &query, &key, &value, spans);
-
-    let mut attended = project("attention.output.dense", &context);
-    add(&mut attended, input);
-    normalise(
-        weights,
-        &format!("{layer}.attention.output.LayerNorm"),
-        config.layer_norm_eps,
-        &mut attended,
-    );
-
-    let mut inner = project("intermediate.dense", &attended);
-    activate(config.hidden_act, &mut inner);
-    let mut output = project("output.dense", &inner);
-    add(&mut output, &attended);
-    normalise(
-        weights,
-        &format!("{layer}.output.LayerNorm"),
-        config.layer_norm_eps,
-        &mut output,
-    );
-    output
-}
-
-/// softmax(Q Kᵀ / √d) V for each sequence and head; there is no padding, hence no mask.
-fn attention(
-    config: &BertConfig,
-    query: &Matrix,
-    key: &Matrix,
-    value: &Matrix,
-    spans: &[std::ops::Range<usize>],
-) -> Matrix {
+/// The columns of each attention head.
+fn heads(config: &BertConfig) -> impl Iterator<Item = Range<usize>> {
     let size = config.head_size();
-    let scale = (size as f64).sqrt();
-    let contexts: Vec<Vec<f64>> = spans
-        .par_iter()
-        .map(|span| {
-            let mut context = Matrix::zeros(span.len(), config.hidden_size);
-            for head in 0..config.num_attention_heads {
-                let columns = head * size..(head + 1) * size;
-                let query = query.view(span.clone(), columns.clone());
-                let key = key.view(span.clone(), columns.clone());
-                let value = value.view(span.clone(), columns.clone());
-                let mut scores = Matrix::zeros(span.len(), span.len());
-                product(query, key.transposed(), &mut scores.view_mut(0..span.len()));
-                scores
-                    .values_mut()
-                    .iter_mut()
-                    .for_each(|score| *score /= scale);
-                softmax_rows(&mut scores);
-                let probabilities = scores.view(0..span.len(), 0..span.len());
-                product(probabilities, value, &mut context.view_mut(columns));
+    (0..config.num_attention_heads).map(move |head| head * size..(head + 1) * size)
+}
+
+/// Keeps an observation of every sequence that has rows of it.
+fn keep(kept: &mut [Sampled], name: &str, stacked: &State, spans: &[Range<usize>]) {
+    for (sampled, span) in kept.iter_mut().zip(spans).filter(|(_, s)| !s.is_empty()) {
+        let rows = stacked.truth.rows(span.clone());
+        sampled.truth.insert(name.to_owned(), rows);
+        for (sample, errors) in sampled.errors.iter_mut().enumerate() {
+            if let Some(stacked) = &stacked.errors {
+                errors.insert(name.to_owned(), stacked.of(sample, span.clone()));
             }
-            context.into_values()
-        })
-        .collect();
-    Matrix::new(config.hidden_size, contexts.concat())
-}
-
-/// Logits at the wanted positions of each sequence; `None` for a sequence that wants none.
-fn head(
-    config: &BertConfig,
-    weights: &ModelWeights,
-    hidden: &Matrix,
-    sequences: &[Sequence],
-    spans: &[std::ops::Range<usize>],
-) -> Vec<Option<Matrix>> {
-    let mut rows = Vec::new();
-    for (sequence, span) in sequences.iter().zip(spans) {
-        for position in &sequence.logit_positions {
-            rows.extend_from_slice(hidden.row(span.start + position));
-        }
-    }
-    let rows = Matrix::new(config.hidden_size, rows);
-    let mut transformed = dense(weights, "cls.predictions.transform.dense", &rows);
-    activate(config.hidden_act, &mut transformed);
-    normalise(
-        weights,
-        "cls.predictions.transform.LayerNorm",
-        config.layer_norm_eps,
-        &mut transformed,
-    );
-    let logits = dense(weights, "cls.predictions.decoder", &transformed);
-
-    let mut next = 0;
-    sequences
-        .iter()
-        .map(|sequence| {
-            let first = next;
-            next += sequence.logit_positions.len();
-            (next > first).then(|| logits.rows(first..next))
-        })
-        .collect()
-}
-
-fn dense(weights: &ModelWeights, name: &str, input: &Matrix) -> Matrix {
-    let weight = weights.view(&format!("{name}.weight"));
-    let bias = weights.view(&format!("{name}.bias")).to_f64();
-    linear(input, &|rows| weight.rows_to_f64(rows), &bias)
-}
-
-fn normalise(weights: &ModelWeights, name: &str, eps: f64, matrix: &mut Matrix) {
-    let scale = weights.view(&format!("{name}.weight")).to_f64();
-    let shift = weights.view(&format!("{name}.bias")).to_f64();
-    layer_norm(matrix, &scale, &shift, eps);
-}
-
-fn activate(activation: HiddenAct, matrix: &mut Matrix) {
-    matrix.values_mut().par_chunks_mut(4096).for_each(|block| {
-        for value in block {
-            *value = activation_value(activation, *value);
-        }
-    });
-}
-
-/// The activation function at one point.
-pub fn activation_value(activation: HiddenAct, x: f64) -> f64 {
-    match activation {
-        // x Φ(x), with erfc so that nothing cancels for negative x.
-        HiddenAct::Gelu => 0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
-        // Hendrycks and Gimpel, arXiv:1606.08415, section 2.
-        HiddenAct::GeluTanh => {
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-            0.5 * x * (1.0 + inner.tanh())
-        }
-        HiddenAct::Relu => x.max(0.0),
-        HiddenAct::Silu => x / (1.0 + (-x).exp()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Values of Φ from Abramowitz and Stegun, table 26.1.
-    #[test]
-    fn activations_at_known_points() {
-        for (activation, x, expected, tolerance) in [
-            (HiddenAct::Gelu, 1.0, 0.841_344_746_068_543, 1e-14),
-            (
-                HiddenAct::Gelu,
-                -3.0,
-                -3.0 * 0.001_349_898_031_630_094_6,
-                1e-15,
-            ),
-            (HiddenAct::GeluTanh, 1.0, 0.841_191_990_608_276_9, 1e-9),
-            (HiddenAct::Relu, -2.0, 0.0, 0.0),
-            (HiddenAct::Silu, 1.0, 0.731_058_578_630_004_9, 1e-15),
-        ] {
-            let value = activation_value(activation, x);
-            assert!(
-                (value - expected).abs() <= tolerance,
-                "{activation:?}({x}) = {value}"
-            );
         }
     }
 }

@@ -73,8 +73,29 @@ pub enum Fault {
     WrongName,
     /// The logits are too large by a thousandth.
     Drift,
+    /// Sequences that are not the first in their batch are off, all numbers of them.
+    Position,
+    /// Sequences that are padded are off.
+    Padding,
+    /// Sequences that are not alone in their batch are off.
+    Batch,
+    /// Sequences of a batch whose first is longer than its last are off.
+    Order,
+    /// With the option `first=PATH`: off in every process but the one that makes this file.
+    Process,
+    /// Off with more than one thread.
+    Threads,
     /// The sequences of a batch come in reverse.
     SwappedRows,
+
+    /// As `lib` alone: states another version of its library.
+    NewVersion,
+    /// As `lib` alone: the embeddings are off, in f32 by about half of what rounding explains.
+    SlightlyOff,
+    /// As `lib` alone: the embeddings are off, in f32 by more than that and still within the budget.
+    Off,
+    /// As `lib` alone: [`Fault::Off`], in another version of the library.
+    OffInNewVersion,
 }
 
 impl Fault {

@@ -8,12 +8,18 @@
 //!   1; without it, in every run;
 //! - `once=PATH`: only where this file does not exist; it is then written and holds the process ID;
 //! - `then=NAME`: goes wrong while loading where the file of `once` exists already;
-//! - `lib=NAME`: goes wrong before the first message. This option and no other reaches a worker
+//! - `lib=NAME`: goes wrong before the first message, or in what it says there, or in every run. This option and no other reaches a worker
 //!   before its first message, as the variable `DRIFTGAUGE_LIBRARY`;
+//! - `as=NAME`: passes itself off as a certain implementation, see [`Imitation`];
+//! - `f64=no`: has no float64, as most libraries;
+//! - `by=U`: how far off, in u, an answer is that depends on how it is run, a million by default;
+//! - `first=PATH`: the process that makes this file is the first, see [`Fault::Process`];
 //! - `name=TEXT`: does nothing, tells two targets apart.
 
 mod damage;
 mod fault;
+mod imitate;
+mod inconsistent;
 mod truth;
 
 use std::collections::BTreeMap;
@@ -24,10 +30,12 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use driftgauge_protocol::{
-    Backend, Batch, Failure, Hello, LoadRequest, Loaded, LoadedModel, PROTOCOL_VERSION, Properties,
-    Tensor, serve,
+    Backend, Batch, Dtype, Failure, Hello, LoadRequest, Loaded, LoadedModel, PROTOCOL_VERSION,
+    Properties, Tensor, serve,
 };
 use fault::Fault;
+use imitate::Imitation;
+use inconsistent::{Circumstances, distort};
 use truth::TrueModel;
 
 fn main() -> ExitCode {
@@ -59,7 +67,10 @@ impl Backend for Fake {
             protocol: PROTOCOL_VERSION + u32::from(fault == Some(Fault::ProtocolVersion)),
             backend: "fake".to_owned(),
             library: "driftgauge-oracle".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: match fault {
+                Some(Fault::NewVersion | Fault::OffInNewVersion) => "9.9.9".to_owned(),
+                _ => env!("CARGO_PKG_VERSION").to_owned(),
+            },
             properties: Properties::new(),
         })
     }
@@ -70,7 +81,13 @@ impl Backend for Fake {
         if let Some(fault) = fault {
             fault.strike(&self.pipe)?;
         }
-        let (model, mut loaded) = TrueModel::load(request)?;
+        let option = |name: &str| request.options.get(name).map(String::as_str);
+        if request.dtype == Dtype::F64 && option("f64") == Some("no") {
+            return Err(Failure::unsupported("this fake has no f64"));
+        }
+        let imitation = option("as").map(Imitation::named).transpose()?;
+        let circumstances = circumstances(request)?;
+        let (model, mut loaded) = TrueModel::load(request, imitation)?;
         match fault {
             Some(Fault::WrongDevice) => loaded.device = "cuda:0".to_owned(),
             Some(Fault::UnknownObservation) => loaded.observations.push("hidden.99".to_owned()),
@@ -78,7 +95,9 @@ impl Backend for Fake {
         }
         let model = FaultyModel {
             model,
+            library: library(&request.options)?,
             plan,
+            circumstances,
             runs: 0,
             pipe: Rc::clone(&self.pipe),
         };
@@ -86,9 +105,17 @@ impl Backend for Fake {
     }
 }
 
+/// The fault of the option `lib`.
+fn library(options: &BTreeMap<String, String>) -> Result<Option<Fault>, Failure> {
+    let name = options.get("lib");
+    name.map(|name| Fault::named(name)).transpose()
+}
+
 struct FaultyModel {
     model: TrueModel,
+    library: Option<Fault>,
     plan: FaultPlan,
+    circumstances: Circumstances,
     /// Run requests so far.
     runs: usize,
     pipe: Rc<File>,
@@ -102,12 +129,32 @@ impl LoadedModel for FaultyModel {
     ) -> Result<BTreeMap<String, Tensor>, Failure> {
         self.runs += 1;
         let mut tensors = self.model.run(batch, wanted)?;
+        if let Some(fault) = self.library {
+            damage::damage(fault, &mut tensors)?;
+        }
         if let Some(fault) = self.plan.due(Place::Run(self.runs))? {
             fault.strike(&self.pipe)?;
             damage::damage(fault, &mut tensors)?;
+            distort(fault, batch, self.circumstances, &mut tensors)?;
         }
         Ok(tensors)
     }
+}
+
+/// How this process is to answer. Makes the file of `first` where it is missing.
+fn circumstances(request: &LoadRequest) -> Result<Circumstances, Failure> {
+    let first = request.options.get("first");
+    let by = match request.options.get("by") {
+        None => 1e6,
+        Some(by) => by
+            .parse()
+            .map_err(|_| Failure::unsupported(format!("`by={by}` is not a number")))?,
+    };
+    Ok(Circumstances {
+        threads: request.threads,
+        is_later: first.is_some_and(|path| File::create_new(path).is_err()),
+        by,
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +173,9 @@ struct FaultPlan {
 
 impl FaultPlan {
     fn of(options: &BTreeMap<String, String>) -> Result<Self, Failure> {
-        const KNOWN: [&str; 6] = ["fault", "at", "once", "then", "lib", "name"];
+        const KNOWN: [&str; 10] = [
+            "fault", "at", "once", "then", "lib", "as", "f64", "by", "first", "name",
+        ];
         if let Some(option) = options.keys().find(|key| !KNOWN.contains(&key.as_str())) {
             let message = format!("the fake worker has no option `{option}`");
             return Err(Failure::unsupported(message));

@@ -5,13 +5,17 @@ use std::collections::BTreeMap;
 use driftgauge::model::Model;
 use driftgauge::oracle::{self, Sequence, Truth};
 use driftgauge_protocol::{
-    Batch, Dtype, Failure, LoadRequest, Loaded, Properties, Tensor, TensorError, observation,
+    Arithmetic, Batch, Dtype, Failure, LoadRequest, Loaded, Properties, Tensor, TensorError,
+    observation,
 };
+
+use crate::imitate::Imitation;
 
 /// A model that the oracle runs.
 pub struct TrueModel {
     model: Model,
     dtype: Dtype,
+    imitation: Option<Imitation>,
 }
 
 impl TrueModel {
@@ -19,7 +23,10 @@ impl TrueModel {
     ///
     /// # Errors
     /// For anything but f64 and f32 on the CPU, and for a model that is not the hashed one.
-    pub fn load(request: &LoadRequest) -> Result<(Self, Loaded), Failure> {
+    pub fn load(
+        request: &LoadRequest,
+        imitation: Option<Imitation>,
+    ) -> Result<(Self, Loaded), Failure> {
         let (device, dtype) = (&request.device, request.dtype);
         if device != "cpu" || !matches!(dtype, Dtype::F64 | Dtype::F32) {
             let message = format!("the fake worker has no {device}/{dtype}");
@@ -30,9 +37,12 @@ impl TrueModel {
             .path
             .parent()
             .ok_or_else(|| Failure::error("the weights lie in no folder"))?;
-        let model = Model::open(directory, &[]).map_err(|e| Failure::error(e.to_string()))?;
+        let mut model = Model::open(directory, &[]).map_err(|e| Failure::error(e.to_string()))?;
         if model.weights.file() != weights {
             return Err(Failure::error("the weights are not those that were hashed"));
+        }
+        if let Some(imitation) = imitation {
+            imitation.change(&mut model);
         }
         let mut observations = vec![observation::EMBEDDINGS.to_owned()];
         observations.extend((1..=request.config.num_hidden_layers).map(observation::hidden));
@@ -42,10 +52,17 @@ impl TrueModel {
             dtype,
             threads: request.threads,
             observations,
+            arithmetic: Arithmetic::default(),
+            float64_options: request.options.clone(),
             properties: Properties::new(),
             seconds: 0.0,
         };
-        Ok((Self { model, dtype }, loaded))
+        let model = Self {
+            model,
+            dtype,
+            imitation,
+        };
+        Ok((model, loaded))
     }
 
     /// The truth of a batch; zeros where there is padding or no such observation.
@@ -57,7 +74,11 @@ impl TrueModel {
         batch: &Batch,
         wanted: &[String],
     ) -> Result<BTreeMap<String, Tensor>, Failure> {
-        let truths = oracle::truths(&self.model, &sequences(batch));
+        let sequences = sequences(batch);
+        let truths = match self.imitation {
+            None => oracle::truths(&self.model, &sequences),
+            Some(imitation) => imitation.run(&self.model, &sequences, self.dtype),
+        };
         let observe = |name: &String| {
             let tensor = if name == observation::LOGITS {
                 self.logits(batch, &truths)
