@@ -179,7 +179,18 @@ fn the_cache_changes_nothing() {
     let kept = std::fs::read(&files()[0]).unwrap();
     assert_eq!(predicted(&with_cache(&folder, &cache)), expected);
     assert_eq!(std::fs::read(&files()[0]).unwrap(), kept, "nothing to add");
-    for damage in [&kept[..kept.len() / 2], b"{\"version\": 99, \"cases\": {}}"] {
+    // Somebody widened every budget: the first digit of every number is a nine.
+    let text = String::from_utf8(kept.clone()).unwrap();
+    let widened = text
+        .replace("[0.", "[9.")
+        .replace(",0.", ",9.")
+        .replace("[1.", "[9.");
+    assert!(widened != text, "{text}");
+    for damage in [
+        &kept[..kept.len() / 2],
+        b"{\"version\": 99, \"cases\": {}}",
+        widened.as_bytes(),
+    ] {
         std::fs::write(&files()[0], damage).unwrap();
         assert_eq!(predicted(&with_cache(&folder, &cache)), expected);
         assert_eq!(std::fs::read(&files()[0]).unwrap(), kept, "mended");
@@ -229,6 +240,47 @@ fn a_calibration_that_is_missing_or_wrong_is_refused() {
 
 fn call(folder: &Folder, arguments: &[&str]) -> Finished {
     folder.call(Path::new(DRIFTGAUGE), &[], arguments)
+}
+
+/// What is proposed is written where all is clean, and only there.
+#[test]
+fn a_calibration_is_written_from_clean_runs_only() {
+    let folder = Folder::with(&Checkpoint::new());
+    folder.calibrate("k = 2.4\nmove_limit = 1.0\nevidence = 'old'\n");
+    let file = || std::fs::read_to_string(folder.path("home/snapshots/calibration.toml")).unwrap();
+    let old = file();
+    let common = [
+        "calibrate",
+        "--model",
+        "model",
+        "--suite",
+        "tiny.toml",
+        "--write",
+    ];
+    let noisy = [&common[..], &["--target", "fake?as=noisy"]].concat();
+    call(&folder, &noisy).has(1, &["not every run was clean", "hint: find out why"]);
+    assert_eq!(file(), old);
+    let some = [&common[..], &["--target", "fake", "--case", "empty"]].concat();
+    call(&folder, &some).has(2, &["cannot be used with"]);
+    assert_eq!(file(), old);
+    let clean = [&common[..], &["--target", "fake?as=rounding"]].concat();
+    call(&folder, &clean).has(0, &["written: home/snapshots/calibration.toml"]);
+    assert!(
+        file().contains("36 clean runs of a case on a target, suites tiny"),
+        "{}",
+        file()
+    );
+    // What was written is read.
+    folder
+        .run(&[
+            "--model",
+            "model",
+            "--suite",
+            "tiny.toml",
+            "--target",
+            "fake",
+        ])
+        .record(0);
 }
 
 /// Real backends: clean runs give no alarm, and a proposal that is not absurd. A target that is not

@@ -1,7 +1,7 @@
 //! The cache of predictions: a folder of the user's, that may vanish at any time.
 //!
-//! One file for each model, dtype and arithmetic. A file that cannot be read, or was written by
-//! another version, counts as empty; one that cannot be written costs time at the next run and
+//! One file for each model, dtype and arithmetic. A file that cannot be read, was changed, or was
+//! written by another version counts as empty; one that cannot be written costs time at the next run and
 //! nothing else.
 
 use std::collections::BTreeMap;
@@ -29,6 +29,8 @@ pub struct Cache {
 #[serde(deny_unknown_fields)]
 struct CacheFile {
     version: u32,
+    /// SHA-256 of the cases as they stand in the file: budgets come from them.
+    sha256: String,
     cases: BTreeMap<String, Prediction>,
 }
 
@@ -124,18 +126,27 @@ fn key(case: &PlannedCase, sequences: &[Sequence]) -> String {
 fn read(path: &Path) -> BTreeMap<String, Prediction> {
     let bytes = std::fs::read(path).unwrap_or_default();
     match serde_json::from_slice::<CacheFile>(&bytes) {
-        Ok(file) if file.version == VERSION => file.cases,
+        Ok(file)
+            if file.version == VERSION && digest(&file.cases).is_ok_and(|d| d == file.sha256) =>
+        {
+            file.cases
+        }
         _ => BTreeMap::new(),
     }
 }
 
 fn write(path: &Path, cases: &BTreeMap<String, Prediction>) -> Result<(), String> {
-    let file = CacheFile {
+    let file = digest(cases).map(|sha256| CacheFile {
         version: VERSION,
+        sha256,
         cases: cases.clone(),
-    };
-    serde_json::to_vec(&file)
+    });
+    file.and_then(|file| serde_json::to_vec(&file))
         .map_err(std::io::Error::other)
         .and_then(|bytes| output::write_whole(path, &bytes))
         .map_err(|error| format!("cannot write `{}`: {error}", path.display()))
+}
+
+fn digest(cases: &BTreeMap<String, Prediction>) -> Result<String, serde_json::Error> {
+    Ok(hex::encode(Sha256::digest(serde_json::to_vec(cases)?)))
 }

@@ -26,10 +26,20 @@ pub struct Gathered {
     /// Those that did not pass.
     pub alarms: Vec<String>,
     ratios: BTreeMap<(String, String), Vec<f64>>,
-    /// Errors of each observation of a case on a backend, over predicted ones, by run.
-    moves: BTreeMap<(String, String, String), Vec<(String, f64)>>,
+    /// Errors of each observation of a case on a backend, by run.
+    moves: BTreeMap<(String, String, String), Vec<Seen>>,
     /// Where the largest ratio was seen.
     pub largest: Option<Extreme>,
+}
+
+/// An error of one run.
+#[derive(Debug)]
+struct Seen {
+    target: String,
+    how: String,
+    predicted: f64,
+    /// The error over the prediction.
+    noise: f64,
 }
 
 impl Gathered {
@@ -83,7 +93,17 @@ impl Gathered {
         let backend = result.target.split('?').next().unwrap_or_default();
         let key = (backend.to_owned(), place, name.to_owned());
         let how = format!("{}, {configuration}", result.target);
-        self.moves.entry(key).or_default().push((how, ratio));
+        let error = observation.error_u.unwrap_or(f64::INFINITY);
+        let seen = self.moves.entry(key).or_default();
+        // One prediction for all runs of a target: its own scatter is no move of the error.
+        let first = seen.iter().find(|first| first.target == result.target);
+        let predicted = first.map_or(observation.predicted_u, |first| first.predicted);
+        seen.push(Seen {
+            target: result.target.clone(),
+            how,
+            predicted,
+            noise: error / predicted,
+        });
     }
 
     /// The ratios of each target and observation, in the order of the computation.
@@ -105,11 +125,14 @@ impl Gathered {
     /// The largest change of an error between two runs of one backend, in predicted errors.
     pub fn largest_move(&self) -> Option<Extreme> {
         let moves = self.moves.iter().filter_map(|((_, place, name), seen)| {
-            let smallest = seen.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
-            let largest = seen.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+            let smallest = seen.iter().min_by(|a, b| a.noise.total_cmp(&b.noise))?;
+            let largest = seen.iter().max_by(|a, b| a.noise.total_cmp(&b.noise))?;
             Some(Extreme {
-                value: largest.1 - smallest.1,
-                place: format!("{name} of {place}: from {} to {}", smallest.0, largest.0),
+                value: largest.noise - smallest.noise,
+                place: format!(
+                    "{name} of {place}: from {} to {}",
+                    smallest.how, largest.how
+                ),
             })
         });
         moves.max_by(|a, b| a.value.total_cmp(&b.value))
@@ -117,9 +140,9 @@ impl Gathered {
 }
 
 /// What is proposed where the largest value that was seen is `seen`: a little more, rounded up to one
-/// decimal.
+/// decimal, and never nothing.
 pub fn proposed(seen: f64) -> f64 {
-    (seen * HEADROOM * 10.0).ceil() / 10.0
+    ((seen * HEADROOM * 10.0).ceil() / 10.0).max(0.1)
 }
 
 /// K that is proposed where the largest ratio is `seen`.
@@ -147,7 +170,12 @@ mod tests {
 
     #[test]
     fn what_is_proposed_lies_above_what_was_seen() {
-        for (seen, k, limit) in [(1.5, 1.9, 1.9), (1.94, 2.5, 2.5), (2.4, 2.5, 3.0)] {
+        for (seen, k, limit) in [
+            (0.0, 0.1, 0.1),
+            (1.5, 1.9, 1.9),
+            (1.94, 2.5, 2.5),
+            (2.4, 2.5, 3.0),
+        ] {
             assert_eq!((proposed_k(seen), proposed(seen)), (k, limit), "{seen}");
         }
     }
@@ -171,11 +199,12 @@ mod tests {
         let mut gathered = Gathered::default();
         let mut see = |backend: &str, how: &str, ratio: f64| {
             let key = (backend.to_owned(), "s/c".to_owned(), "cls".to_owned());
-            gathered
-                .moves
-                .entry(key)
-                .or_default()
-                .push((how.to_owned(), ratio));
+            gathered.moves.entry(key).or_default().push(Seen {
+                target: backend.to_owned(),
+                how: how.to_owned(),
+                predicted: 1.0,
+                noise: ratio,
+            });
         };
         see("onnx@cpu/f32", "one", 1.0);
         see("onnx@cpu/f32", "other", 1.25);

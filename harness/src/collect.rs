@@ -301,7 +301,8 @@ fn target_record(outcome: &TargetOutcome, semantic: Option<SemanticCheck>) -> Ta
         semantic_missing: outcome
             .float64
             .as_ref()
-            .and_then(|run| run.as_ref().err().cloned()),
+            .and_then(|run| run.as_ref().err())
+            .map(describe),
         baseline: None,
         repeats: None,
         time: TargetTime {

@@ -14,6 +14,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 use rayon::prelude::*;
 
+use crate::budget;
 use crate::extract::compared;
 use crate::judge::Bench;
 use crate::measure::Distance;
@@ -145,7 +146,8 @@ fn change(
 ) -> Tally {
     let name = observation::hidden(layer);
     let unit = subject.loaded.dtype.unit_roundoff().unwrap_or(f64::NAN);
-    let predicted = |name: &str| subject.prediction.error_u(name).unwrap_or(0.0);
+    let rounded_truth = budget::against_rounded_truth(subject.loaded.dtype);
+    let predicted = |name: &str| subject.prediction.error_u(name).unwrap_or(0.0) * rounded_truth;
     let moved = moved(bench, subject.case, layer, draw);
     let layers = bench.model.config.num_hidden_layers;
     let moved: Vec<&Truth> = moved.iter().collect();

@@ -30,7 +30,7 @@ pub struct TargetOutcome {
     pub jobs: Vec<Result<JobOutcome, Trouble>>,
     /// What the same library made of a few batches in float64, or why there is nothing; `None` where
     /// that was not asked for.
-    pub float64: Option<Result<Float64, String>>,
+    pub float64: Option<Result<Float64, Trouble>>,
     /// How often a worker had to be started again.
     pub restarts: usize,
     /// Seconds from starting the process to its first message.
@@ -160,24 +160,18 @@ fn run_float64(
     request: &LoadRequest,
     plan: &Plan,
     jobs: &[usize],
-) -> Result<Float64, String> {
+) -> Result<Float64, Trouble> {
     let request = LoadRequest {
         dtype: target.dtype,
         options: target.options.clone(),
         ..request.clone()
     };
-    let reason = |trouble: Trouble| match trouble {
-        Trouble::Refused(failure) => failure.message,
-        Trouble::Broken(broken) => format!("{} (while {})", broken.message, broken.stage),
-    };
-    let (mut worker, _, loaded) = start_loaded(launch, &request).map_err(reason)?;
+    let (mut worker, _, loaded) = start_loaded(launch, &request)?;
     let mut done = Vec::with_capacity(jobs.len());
     for index in jobs {
         let job = &plan.jobs[*index];
         let wanted = wanted(&loaded, &job.batch);
-        let (_, tensors) = worker
-            .run(&job.batch, &wanted, &names(plan, job))
-            .map_err(reason)?;
+        let (_, tensors) = worker.run(&job.batch, &wanted, &names(plan, job))?;
         done.push((*index, tensors));
     }
     Ok(Float64 {

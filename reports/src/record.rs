@@ -220,7 +220,7 @@ pub struct TargetRecord {
     /// float64, where its library has none, or where it was not asked for.
     pub semantic: Option<SemanticCheck>,
     /// Why there is none, where it was asked for.
-    pub semantic_missing: Option<String>,
+    pub semantic_missing: Option<Finding>,
     /// What was accepted for this target; `null` where nothing was.
     pub baseline: Option<BaselineRecord>,
     /// What further runs of the same cases gave; `null` where there was one run.

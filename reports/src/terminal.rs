@@ -15,10 +15,10 @@ use crate::findings::grouped;
 use crate::layout::{layout, paint, visible_width, wrap, write_wrapped};
 use crate::pairs;
 use crate::record::{
-    Answer, Margin, MaskAnswer, Observation, Repeats, ResultRecord, RunRecord, TargetRecord,
-    Verdict,
+    Answer, FindingKind, Margin, MaskAnswer, Observation, Pair, Repeats, ResultRecord, RunRecord,
+    TargetRecord, Verdict,
 };
-use crate::text::{plain, shorten, width};
+use crate::text::{plain, shorten, shorten_middle, width};
 
 /// Cases whose answers are shown.
 const SHOWN_CASES: usize = 12;
@@ -30,6 +30,8 @@ const NARROWEST_CASE: usize = 12;
 const CELL: usize = 14;
 /// Findings that are shown.
 const SHOWN_FINDINGS: usize = 8;
+/// Columns of a target before its library.
+const LONGEST_TARGET: usize = 32;
 /// Ties that are shown.
 const SHOWN_TIES: usize = 3;
 
@@ -40,7 +42,7 @@ pub fn render(record: &RunRecord, style: Style) -> String {
         answers(record, style),
         distances(record),
         verdicts(record, style),
-        pairs::section(&record.pairs, record.method.k, style),
+        pairs::section(&labelled_pairs(record), record.method.k, style),
         findings(record, style),
         ties(record, style),
         conclusion(record, style),
@@ -95,10 +97,15 @@ fn headline(record: &RunRecord, style: Style) -> String {
         };
         let line = format!(
             "  {:<20} {library}{threads}{restarts}{}",
-            plain(&target.target),
+            shorten_middle(&plain(&target.target), LONGEST_TARGET),
             float64(target)
         );
         let _ = writeln!(text, "{}", shorten(&line, style.width));
+        let missing = target.semantic_missing.as_ref();
+        if let Some(broken) = missing.filter(|missing| missing.kind != FindingKind::Unsupported) {
+            let sentence = format!("f64 check: {}", plain(&broken.message));
+            write_wrapped(&mut text, &sentence, style.width);
+        }
         if let Some(repeats) = &target.repeats {
             write_wrapped(&mut text, &repeated(repeats), style.width);
         }
@@ -130,8 +137,11 @@ fn float64(target: &TargetRecord) -> String {
             format!("; in f64 the truth to {error:.0e}")
         }
         Some(_) => "; in f64 NOT the truth".to_owned(),
-        None if target.semantic_missing.is_some() => "; has no f64".to_owned(),
-        None => String::new(),
+        None => match &target.semantic_missing {
+            Some(missing) if missing.kind == FindingKind::Unsupported => "; has no f64".to_owned(),
+            Some(_) => "; f64 check BROKE".to_owned(),
+            None => String::new(),
+        },
     }
 }
 
@@ -169,11 +179,7 @@ fn answers(record: &RunRecord, style: Style) -> String {
         .iter()
         .map(|results| results.iter().map(|result| cell(result, style)).collect())
         .collect();
-    let heads: Vec<String> = record
-        .targets
-        .iter()
-        .map(|target| head(&target.target))
-        .collect();
+    let heads: Vec<String> = record.targets.iter().map(heading).collect();
     let mut used = 0;
     for (column, head) in heads.iter().enumerate() {
         let widest = cells
@@ -240,7 +246,7 @@ fn distances(record: &RunRecord) -> String {
     };
     rows.sort_by(|a, b| severity(&b.1).total_cmp(&severity(&a.1)).then(a.0.cmp(b.0)));
     let mut table = Builder::default();
-    let heads = record.targets.iter().map(|target| head(&target.target));
+    let heads = record.targets.iter().map(heading);
     table.push_record(["observation".to_owned()].into_iter().chain(heads));
     for (name, of_target) in rows {
         let cells = record.targets.iter().map(|target| {
@@ -273,7 +279,7 @@ fn measured(observation: &Observation) -> String {
 /// Verdicts of each suite on each target.
 fn verdicts(record: &RunRecord, style: Style) -> String {
     let mut table = Builder::default();
-    let heads = record.targets.iter().map(|target| head(&target.target));
+    let heads = record.targets.iter().map(heading);
     table.push_record(
         ["suite".to_owned(), "cases".to_owned()]
             .into_iter()
@@ -555,6 +561,49 @@ fn quoted(text: &str) -> String {
     } else {
         text
     }
+}
+
+/// A target of a run as a heading. A library that is named by its place is shown by its version, which
+/// tells two of them apart.
+fn heading(target: &TargetRecord) -> String {
+    head(&label(target))
+}
+
+/// The pairs of a record under the labels of their targets.
+fn labelled_pairs(record: &RunRecord) -> Vec<Pair> {
+    let labelled = |name: &String| {
+        let target = record.targets.iter().find(|target| target.target == *name);
+        target.map_or_else(|| name.clone(), label)
+    };
+    let pairs = record.pairs.iter();
+    pairs
+        .map(|pair| Pair {
+            a: labelled(&pair.a),
+            b: labelled(&pair.b),
+            ..pair.clone()
+        })
+        .collect()
+}
+
+/// A target with the version of its library in place of the file that the option `lib` names.
+fn label(target: &TargetRecord) -> String {
+    let (place, options) = target
+        .target
+        .split_once('?')
+        .unwrap_or((&target.target, ""));
+    let version = target.library_version.as_deref();
+    let shown = options
+        .split('&')
+        .filter(|option| !option.is_empty())
+        .map(|option| match (option.strip_prefix("lib="), version) {
+            (Some(_), Some(version)) => format!("lib {version}"),
+            _ => option.to_owned(),
+        });
+    let shown: Vec<String> = shown.collect();
+    if shown.is_empty() {
+        return place.to_owned();
+    }
+    format!("{place}?{}", shown.join("&"))
 }
 
 /// A target as a heading: the backend, the place, and the options where there are any.

@@ -95,7 +95,8 @@ pub fn compare(record: &mut RunRecord, accepted: &[Accepted], sketch: &Sketch) {
             let results = record.results.iter().filter(|result| result.target == name);
             let observations = results.map(|result| result.observations.len());
             let known = compared.bitwise + compared.within + compared.drifted + compared.improved;
-            compared.unknown = observations.sum::<usize>() - known;
+            // Lost observations are among the drifted ones, and not among the results.
+            compared.unknown = observations.sum::<usize>().saturating_sub(known);
         }
         record.targets[index].baseline = compared;
     }
@@ -145,8 +146,33 @@ fn compare_results<'a>(
             counts.add(observation.moved.as_ref(), limit);
         }
         report(result, changed, limit);
+        let accepted = known.map(|case| case.observations.keys());
+        counts.drifted += report_lost(result, accepted.into_iter().flatten());
     }
     counts
+}
+
+/// Says in a finding which accepted observations a result does not have any more, and counts them. A
+/// result without any has findings of its own.
+fn report_lost<'a>(result: &mut ResultRecord, accepted: impl Iterator<Item = &'a String>) -> usize {
+    let lost: Vec<&str> = accepted
+        .filter(|name| !result.observations.contains_key(*name))
+        .map(String::as_str)
+        .collect();
+    if lost.is_empty() || result.observations.is_empty() {
+        return 0;
+    }
+    let message = format!(
+        "`{}` was accepted and is not delivered any more",
+        lost.join("`, `")
+    );
+    result
+        .findings
+        .push(Finding::new(FindingKind::Moved, message));
+    if result.verdict == Verdict::Pass {
+        result.verdict = Verdict::Drift;
+    }
+    lost.len()
 }
 
 /// Says in a finding that a case drifted, from the observation on where it starts. Where the case has
@@ -259,6 +285,39 @@ mod tests {
             within: true,
             digest: digest.to_owned(),
             moved: None,
+        }
+    }
+
+    #[test]
+    fn what_is_not_delivered_any_more_is_drift() {
+        let result = |names: &[&str]| ResultRecord {
+            suite: "s".to_owned(),
+            case: "c".to_owned(),
+            task: "features".to_owned(),
+            target: "t".to_owned(),
+            verdict: Verdict::Pass,
+            texts: Vec::new(),
+            tokens: Vec::new(),
+            answer: None,
+            truth_answer: None,
+            margins: Vec::new(),
+            observations: names
+                .iter()
+                .map(|name| ((*name).to_owned(), observation(Some(1.0), "d")))
+                .collect(),
+            findings: Vec::new(),
+        };
+        let accepted = ["cls".to_owned(), "hidden.1".to_owned()];
+        for (names, lost) in [
+            (&["cls", "hidden.1", "logits"][..], 0),
+            (&["cls"], 1),
+            // Nothing at all: the result says itself why.
+            (&[], 0),
+        ] {
+            let mut result = result(names);
+            assert_eq!(report_lost(&mut result, accepted.iter()), lost, "{names:?}");
+            assert_eq!(result.verdict == Verdict::Drift, lost > 0);
+            assert_eq!(result.findings.len(), usize::from(lost > 0));
         }
     }
 

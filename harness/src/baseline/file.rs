@@ -102,8 +102,8 @@ impl BaselineError {
             Self::Io { .. } => "--baselines names another folder, --no-baselines runs without",
             Self::Newer { .. } => "update driftgauge, or run with --no-baselines",
             Self::Content { .. } | Self::Tampered { .. } => {
-                "`git checkout` restores it; or delete it, run, and `driftgauge accept`; \
-                 --no-baselines runs without"
+                "`git checkout` restores it; or delete the folder of its suite, run with --no-baselines, \
+                 and `driftgauge accept`"
             }
             Self::MadeFor { .. } => {
                 "run with --no-baselines, and `driftgauge accept --reason TEXT` where the change is \

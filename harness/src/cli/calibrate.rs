@@ -12,6 +12,7 @@ use driftgauge::model::manifest;
 use driftgauge::oracle;
 use driftgauge::predict::{self, Predictions, predict};
 use driftgauge::run::TargetOutcome;
+use driftgauge::suite::Suite;
 use driftgauge::{exit, host, output};
 use driftgauge_reports::Format;
 use driftgauge_reports::calibration::{
@@ -61,7 +62,7 @@ pub struct CalibrateArguments {
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
     /// Write the proposed numbers to snapshots/calibration.toml
-    #[arg(long)]
+    #[arg(long, conflicts_with = "cases")]
     write: bool,
     /// What to print
     #[arg(long, value_parser = super::format(), default_value = Format::Table.name())]
@@ -112,7 +113,9 @@ pub fn calibrate(arguments: &CalibrateArguments) -> Result<u8, Exit> {
             // Sequences are the same in every configuration; only their batches differ.
             let truths = truths.get_or_insert_with(|| oracle::truths(&model, &plan.sequences));
             let outcomes = study.outcomes(&model, &plan, threads);
-            broken |= outcomes.iter().any(|outcome| outcome.trouble.is_some());
+            broken |= outcomes.iter().any(|outcome| {
+                outcome.trouble.is_some() || outcome.jobs.iter().any(Result::is_err)
+            });
             let loaded = outcomes
                 .iter()
                 .filter_map(|outcome| outcome.loaded.as_ref());
@@ -175,8 +178,16 @@ pub fn calibrate(arguments: &CalibrateArguments) -> Result<u8, Exit> {
     if broken {
         return Ok(exit::BROKEN);
     }
+    if arguments.write && has_alarms {
+        let error = anyhow!("nothing is written: not every run was clean");
+        let hint = "find out why first: K must come from runs that nobody doubts";
+        return Err(Exit {
+            code: exit::DRIFT,
+            ..Exit::input(error).with_hint(hint)
+        });
+    }
     if arguments.write {
-        write(&file, &report)?;
+        write(&file, &report, &suites)?;
         let here = std::env::current_dir().unwrap_or_default();
         let shown = file.strip_prefix(here).unwrap_or(&file);
         print(&format!("written: {}\n", shown.display()))?;
@@ -219,7 +230,7 @@ fn library(outcome: &TargetOutcome) -> Option<(String, String)> {
 }
 
 /// Writes what is proposed, with what it rests on.
-fn write(file: &std::path::Path, report: &CalibrationReport) -> Result<(), Exit> {
+fn write(file: &std::path::Path, report: &CalibrationReport, suites: &[Suite]) -> Result<(), Exit> {
     let runs: usize = report.models.iter().map(|model| model.runs).sum();
     let models: Vec<&str> = report
         .models
@@ -236,7 +247,12 @@ fn write(file: &std::path::Path, report: &CalibrationReport) -> Result<(), Exit>
         k: report.proposed_k,
         move_limit: report.proposed_move_limit,
         evidence: format!(
-            "{runs} clean runs of a case on a target: {}; models {}; {}",
+            "{runs} clean runs of a case on a target, suites {}: {}; models {}; {}",
+            suites
+                .iter()
+                .map(|suite| suite.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
             libraries.join(", "),
             models.join(", "),
             report.host.get("cpu").unwrap_or(&unknown),

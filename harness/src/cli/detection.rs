@@ -26,7 +26,7 @@ a cosine of 0.999 do on the same numbers.
 
 Examples:
   driftgauge detection
-  driftgauge detection --target onnx --cases 40 --format json
+  driftgauge detection --target onnx --batches 40 --format json
 
 Exit codes:
   0  every change of three times the noise or more is noticed, and none where nothing changed

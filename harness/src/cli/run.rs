@@ -22,7 +22,7 @@ use driftgauge::run::{TargetOutcome, Work, run_target};
 use driftgauge::suite::Suite;
 use driftgauge::target::Target;
 use driftgauge::worker::Launch;
-use driftgauge::{host, output};
+use driftgauge::{exit, host, output};
 use driftgauge_protocol::{Dtype, LoadRequest};
 use driftgauge_reports::Format;
 use driftgauge_reports::record::{Method, RunRecord, RunTime, TruthRecord};
@@ -133,14 +133,14 @@ fn judged(
         outcomes,
         ..
     } = executed;
-    let loaded = outcomes.iter().flat_map(|outcome| {
-        let float64 = outcome.float64.as_ref().and_then(|run| run.as_ref().ok());
-        outcome.loaded.iter().chain(float64.map(|run| &run.loaded))
-    });
+    let loaded = outcomes
+        .iter()
+        .filter_map(|outcome| outcome.loaded.as_ref());
     let predictions = predictions_of(&Cache::find(), model, plan, loaded, bars);
     clock.lap("predictions");
     let bench = executed.bench(method.k);
-    let repetitions = repetitions(setting, bench, &predictions, outcomes, bars);
+    let repetitions =
+        repetitions(setting, bench, &predictions, outcomes, bars).inspect_err(|_| bars.clear())?;
     bars.clear();
     clock.lap("repeats");
     let sketch = truth::sketch(model, plan, truths);
@@ -171,15 +171,29 @@ fn repetitions(
     predictions: &Predictions,
     outcomes: &[TargetOutcome],
     bars: &Bars,
-) -> Vec<Option<Repetition>> {
+) -> Result<Vec<Option<Repetition>>, Exit> {
     let runs = usize::from(setting.arguments.repeat);
     if runs == 1 {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     bars.repeated(runs);
     let repeated = |outcome| setting.repeated(outcome, bench.model);
     let targets: Vec<Repeated<'_>> = outcomes.iter().map(repeated).collect();
-    repeat::repeat(bench, predictions, &targets, runs, bars)
+    let repetitions = repeat::repeat(bench, predictions, &targets, runs, bars);
+    let lost = outcomes.iter().zip(&repetitions);
+    match lost
+        .clone()
+        .find(|(outcome, repetition)| outcome.loaded.is_some() && repetition.is_none())
+    {
+        None => Ok(repetitions),
+        Some((outcome, _)) => Err(Exit {
+            code: exit::BROKEN,
+            ..Exit::input(anyhow!(
+                "the repetitions of {} ended without a result",
+                outcome.target
+            ))
+        }),
+    }
 }
 
 struct Setting<'a> {

@@ -148,8 +148,16 @@ fn likest(bench: Bench<'_>, loaded: &Loaded, failing: &[Failing<'_>]) -> Option<
     let compared = &nearest[start..nearest.len().min(start + COMPARED_CASES)];
     let cases: Vec<&PlannedCase> = compared.iter().map(|failing| failing.case).collect();
     let declared = loaded.dtype.unit_roundoff()?;
+    let stored = bench.model.weights.dtypes();
     let likenesses = imitations(loaded.dtype)
         .into_iter()
+        // Weights that the coarser format holds as they are would be no imitation.
+        .filter(|(_, _, shortcut)| match shortcut {
+            Some(Shortcut::Weights(coarse)) => stored
+                .iter()
+                .any(|stored| stored.unit_roundoff() < coarse.unit_roundoff()),
+            _ => true,
+        })
         .map(|(name, dtype, shortcut)| {
             let noise = Noise {
                 dtype,

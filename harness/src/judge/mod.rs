@@ -28,8 +28,9 @@ use crate::worker::Trouble;
 use diagnosis::Residual;
 use margins::Mask;
 
-/// Error, in noise, from which on a pattern of damage is looked for.
+/// Error, in noise or relative to the truth, from which on a pattern of damage is looked for.
 const DAMAGED: f64 = 100.0;
+const DAMAGED_ERROR: f64 = 0.05;
 
 /// What there is to say about one case on one target.
 #[derive(Debug)]
@@ -244,7 +245,8 @@ impl Judging<'_> {
     fn record(&mut self, name: &str, delivered: &[f64], values: &[f64], width: usize) {
         let truths = self.bench.truths_of(self.case);
         let truth = observed::truth(&truths, name, self.bench.model.config.num_hidden_layers);
-        let not_finite = values.iter().filter(|value| !value.is_finite()).count();
+        // Of the delivered numbers: centring makes a whole row NaN where one number is.
+        let not_finite = delivered.iter().filter(|value| !value.is_finite()).count();
         let distance = Distance::between(values, &truth);
         let finite = |number: f64| (not_finite == 0 && number.is_finite()).then_some(number);
         let unit = self.dtype.unit_roundoff().unwrap_or(f64::NAN);
@@ -270,9 +272,16 @@ impl Judging<'_> {
             },
         );
         // What is only beyond its budget may still be an answer that got broken.
-        let is_far = error_u > DAMAGED * predicted_u;
-        let damage = || damage::pattern(values, &truth, width, &self.others(name));
-        if let Some(problem) = (not_finite > 0 || is_far).then(damage).flatten() {
+        let is_far = error_u > (DAMAGED * predicted_u).min(DAMAGED_ERROR / unit);
+        let pattern = if not_finite > 0 {
+            Some(damage::not_finite(delivered))
+        } else if is_far && !within {
+            let noise = predicted_u * unit;
+            damage::pattern(values, &truth, width, noise, &self.others(name))
+        } else {
+            None
+        };
+        if let Some(problem) = pattern {
             self.damage(name, problem);
         } else if !within {
             self.residual.get_or_insert_with(|| Residual {
