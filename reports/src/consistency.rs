@@ -65,7 +65,7 @@ pub struct ConsistencyMethod {
     pub k: f64,
     /// How far apart two correct results may be, in the noise of one: √2 times `k`.
     pub limit: f64,
-    /// Noisy copies that the noise is predicted from.
+    /// Samples of the error that the noise is predicted from.
     pub samples: usize,
     /// Where their random numbers start.
     pub seed: u64,

@@ -61,7 +61,7 @@ pub struct Method {
     pub k_overridden: bool,
     /// How far an error may move from its accepted baseline, in predicted errors.
     pub move_limit: f64,
-    /// Noisy copies that a prediction is made from.
+    /// Samples of the error that a prediction is made from.
     pub samples: usize,
     /// Where their random numbers start.
     pub seed: u64,
