@@ -82,6 +82,26 @@ fn a_text_without_a_mask() {
 }
 
 #[test]
+fn a_similarity_case_with_a_pair() {
+    bad_suite(
+        "b = \"",
+        "text_pair = \"学\"\nb = \"",
+        "a similarity case has no `text_pair`",
+        "22:13",
+    );
+}
+
+#[test]
+fn a_pair_without_a_mask() {
+    bad_suite(
+        "[MASK]。\"",
+        "。\"\ntext_pair = \"我爱北京。\"",
+        "the text or the text_pair of a fill-mask case needs a [MASK]",
+        "9:8",
+    );
+}
+
+#[test]
 fn a_suite_that_is_not_text() {
     let folder = Folder::with(&Checkpoint::new());
     folder.write("tiny.toml", [b'a', 0xff]);
@@ -109,6 +129,20 @@ fn a_mask_that_truncation_cuts_off() {
     let problem = "case `tiny/capital`: no [MASK] is left among the first 40 tokens \
                    (the text has 70)";
     folder.refuses(&GOOD, 2, &[problem, "\n  hint: put the mask earlier"]);
+}
+
+/// A pair needs a second row of segment embeddings.
+#[test]
+fn a_pair_for_a_model_of_one_segment() {
+    let mut checkpoint = Checkpoint::new().with("type_vocab_size", 1);
+    let name = "bert.embeddings.token_type_embeddings.weight";
+    let segments = checkpoint.tensors.get_mut(name).unwrap();
+    segments.shape[0] = 1;
+    segments.values.truncate(32);
+    let folder = Folder::with(&checkpoint);
+    let problem = "case `tiny/science` cannot be tokenized: puts tokens into segment 1, \
+                   config.json says `type_vocab_size` 1";
+    folder.refuses(&GOOD, 2, &[problem, "\n  hint: "]);
 }
 
 // ---- arguments -------------------------------------------------------------------------------

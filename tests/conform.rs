@@ -24,10 +24,11 @@ const EXACT: &str = "libtorch@cpu/f64";
 /// How far the two may be apart.
 const MOST_RELATIVE_ERROR: f64 = 1e-12;
 /// The suites of the repository, in the order in which they run, and their cases to a batch.
-const SUITES: [(&str, i64); 4] = [
+const SUITES: [(&str, i64); 5] = [
     ("seed", 1),
     ("features", 4),
     ("fill-mask", 1),
+    ("selftest", 2),
     ("similarity", 4),
 ];
 

@@ -171,29 +171,36 @@ fn the_cache_changes_nothing() {
     };
     let expected = predicted(&with_cache(&folder, &cache));
     assert!(expected.iter().all(|noise| *noise > 0.0), "{expected:?}");
-    let files = || -> Vec<_> {
-        let entries = std::fs::read_dir(&cache).unwrap();
-        entries.map(|entry| entry.unwrap().path()).collect()
+    let entries = std::fs::read_dir(&cache).unwrap();
+    let files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    // Of whole runs, and of every stage alone.
+    assert_eq!(files.len(), 2);
+    let read = || -> Vec<Vec<u8>> {
+        files
+            .iter()
+            .map(|file| std::fs::read(file).unwrap())
+            .collect()
     };
-    assert_eq!(files().len(), 1);
-    let kept = std::fs::read(&files()[0]).unwrap();
+    let kept = read();
     assert_eq!(predicted(&with_cache(&folder, &cache)), expected);
-    assert_eq!(std::fs::read(&files()[0]).unwrap(), kept, "nothing to add");
-    // Somebody widened every budget: the first digit of every number is a nine.
-    let text = String::from_utf8(kept.clone()).unwrap();
-    let widened = text
-        .replace("[0.", "[9.")
-        .replace(",0.", ",9.")
-        .replace("[1.", "[9.");
-    assert!(widened != text, "{text}");
-    for damage in [
-        &kept[..kept.len() / 2],
-        b"{\"version\": 99, \"cases\": {}}",
-        widened.as_bytes(),
-    ] {
-        std::fs::write(&files()[0], damage).unwrap();
-        assert_eq!(predicted(&with_cache(&folder, &cache)), expected);
-        assert_eq!(std::fs::read(&files()[0]).unwrap(), kept, "mended");
+    assert_eq!(read(), kept, "nothing to add");
+    for (file, own) in files.iter().zip(&kept) {
+        // Somebody widened every budget: the first digit of every number is a nine.
+        let text = String::from_utf8(own.clone()).unwrap();
+        let widened = text
+            .replace("[0.", "[9.")
+            .replace(",0.", ",9.")
+            .replace("[1.", "[9.");
+        assert!(widened != text, "{text}");
+        for damage in [
+            &own[..own.len() / 2],
+            b"{\"version\": 99, \"cases\": {}}",
+            widened.as_bytes(),
+        ] {
+            std::fs::write(file, damage).unwrap();
+            assert_eq!(predicted(&with_cache(&folder, &cache)), expected);
+            assert_eq!(read(), kept, "mended");
+        }
     }
     let no_folder = folder.write("file", "not a folder");
     let run = with_cache(&folder, &no_folder);

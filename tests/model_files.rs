@@ -253,6 +253,13 @@ fn a_special_token_without_an_id() {
 }
 
 #[test]
+fn a_template_without_a_second_text() {
+    let problem = "the template for two texts has no place for `B`";
+    let text = "{\"Sequence\":{\"id\":\"B\"";
+    bad_tokenizer(None, 0, text, &text.replace('B', "A"), problem);
+}
+
+#[test]
 fn a_segment_without_an_embedding() {
     let problem = "puts tokens into segment 2, config.json says `type_vocab_size` 2";
     bad_tokenizer(None, 2, "", "", problem);

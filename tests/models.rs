@@ -13,7 +13,7 @@ use std::path::Path;
 use checkpoint::{Checkpoint, fixture, tokenizer_json};
 use cli::{Folder, GOOD, HOME};
 use driftgauge_reports::RunRecord;
-use driftgauge_reports::record::Verdict;
+use driftgauge_reports::record::{ResultRecord, Verdict};
 use serde_json::json;
 use sha2::Digest;
 
@@ -251,6 +251,21 @@ fn torch_files_are_the_model_that_they_hold() {
         assert_eq!(truth(record), truth(&records[0]));
         assert_eq!(record.model.naming["decoder"], "tied");
         assert_eq!(record.model.parameters, records[0].model.parameters);
+    }
+}
+
+/// The record of a pair has two texts and one sequence.
+#[test]
+fn a_pair_is_one_sequence_of_two_texts() {
+    let record = conforms(&Folder::with(&Checkpoint::new()));
+    let results = record.results.iter();
+    let pairs: Vec<&ResultRecord> = results.filter(|r| r.case == "science").collect();
+    assert_eq!(pairs.len(), 3);
+    for pair in pairs {
+        assert_eq!(pair.texts, ["自然语言处理很有趣。", "我喜欢。"]);
+        let tokens: Vec<&str> = pair.tokens.iter().map(|t| t.text.as_str()).collect();
+        let sequence = "[CLS] 自 然 语 言 处 理 很 有 趣 。 [SEP] 我 喜 欢 。 [SEP]";
+        assert_eq!(tokens, [sequence]);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::plan::{Plan, PlannedCase};
 use crate::predict::{Prediction, predict};
 
 /// Raised when the noise model or what is kept of it changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 3;
 
 /// A folder of predictions.
 #[derive(Debug, Clone)]
@@ -102,11 +102,12 @@ impl Cache {
             dtype,
             arithmetic,
             shortcut,
+            by_stage,
             samples,
             seed,
         } = noise;
         hash.update(format!(
-            "{VERSION} {dtype} {arithmetic:?} {shortcut:?} {samples} {seed}"
+            "{VERSION} {dtype} {arithmetic:?} {shortcut:?} {by_stage} {samples} {seed}"
         ));
         let digest = hex::encode(hash.finalize());
         let name = format!("noise-{dtype}-{}.json", &digest[..32]);

@@ -303,6 +303,7 @@ fn target_record(outcome: &TargetOutcome, semantic: Option<SemanticCheck>) -> Ta
             .as_ref()
             .and_then(|run| run.as_ref().err())
             .map(describe),
+        location: None,
         baseline: None,
         repeats: None,
         time: TargetTime {

@@ -111,6 +111,7 @@ impl Install {
             program,
             environment: variables,
             deadline,
+            selftest: false,
         }
     }
 

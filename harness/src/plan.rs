@@ -14,20 +14,20 @@ use crate::suite::{Case, Suite, Task};
 pub struct Plan {
     /// The selected cases, in suite order.
     pub cases: Vec<PlannedCase>,
-    /// All sequences, in case order: one for each text.
+    /// All sequences, in case order: one for each text, or for each pair of texts.
     pub sequences: Vec<Sequence>,
     /// The batches, in case order.
     pub jobs: Vec<Job>,
 }
 
 /// A case with its tokens.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PlannedCase {
     /// Name of its suite.
     pub suite: String,
     /// The case.
     pub case: Case,
-    /// Its texts as tokens.
+    /// Its inputs as tokens.
     pub encoded: Vec<Encoded>,
     /// Its sequences in [`Plan::sequences`].
     pub sequences: Range<usize>,
@@ -41,7 +41,7 @@ impl PlannedCase {
 }
 
 /// One padded batch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Job {
     /// Its cases in [`Plan::cases`].
     pub cases: Range<usize>,
@@ -99,13 +99,44 @@ impl PlanError {
                 "patterns match a case's name or suite/name: --case 'fill-mask/*'"
             }
             Self::Pattern { .. } => "patterns are globs: --case 'fill-mask/*'",
-            Self::Tokenize { .. } => "change the text, or the model's tokenizer files",
+            Self::Tokenize { .. } => {
+                "change the case, leave it out with --case, or mend the model's tokenizer files"
+            }
             Self::NoMask { .. } => "put the mask earlier, or shorten the text",
         }
     }
 }
 
 impl Plan {
+    /// A plan of some of the batches, by their index, in this order.
+    #[must_use]
+    pub fn only(&self, jobs: &[usize]) -> Self {
+        let mut plan = Self {
+            cases: Vec::new(),
+            sequences: Vec::new(),
+            jobs: Vec::new(),
+        };
+        for job in jobs.iter().map(|job| &self.jobs[*job]) {
+            let (cases, sequences) = (plan.cases.len(), plan.sequences.len());
+            let moved = |start: usize, from: usize, to: usize| start - from + to;
+            for case in &self.cases[job.cases.clone()] {
+                let start = moved(case.sequences.start, job.sequences.start, sequences);
+                plan.cases.push(PlannedCase {
+                    sequences: start..start + case.sequences.len(),
+                    ..case.clone()
+                });
+            }
+            plan.sequences
+                .extend_from_slice(&self.sequences[job.sequences.clone()]);
+            plan.jobs.push(Job {
+                cases: cases..plan.cases.len(),
+                sequences: sequences..plan.sequences.len(),
+                batch: job.batch.clone(),
+            });
+        }
+        plan
+    }
+
     /// Up to `count` batches, by their index, spread over all that have at most `tokens` tokens,
     /// padding included; the smallest one where there is none.
     pub fn sample_jobs(&self, count: usize, tokens: usize) -> Vec<usize> {
@@ -205,10 +236,10 @@ fn plan_case(plan: &mut Plan, suite: &Suite, case: &Case, model: &Model) -> Resu
     let id = || format!("{}/{}", suite.name, case.name);
     let start = plan.sequences.len();
     let mut encoded = Vec::new();
-    for text in case.task.texts() {
+    for input in case.task.inputs() {
         let tokens = model
             .tokenizer
-            .encode(text)
+            .encode(input)
             .map_err(|problem| PlanError::Tokenize {
                 case: id(),
                 problem,
@@ -289,17 +320,67 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_part_of_a_plan_counts_from_its_own_start() {
+        let sequence = |id: u32| Sequence {
+            ids: vec![id],
+            type_ids: vec![0],
+            logit_positions: Vec::new(),
+        };
+        let case = |name: &str, sequences: Range<usize>| PlannedCase {
+            suite: "s".to_owned(),
+            case: Case {
+                name: name.to_owned(),
+                task: Task::Similarity {
+                    a: String::new(),
+                    b: String::new(),
+                },
+                note: None,
+            },
+            encoded: Vec::new(),
+            sequences,
+        };
+        let sequences: Vec<Sequence> = (0..6).map(sequence).collect();
+        let job = |cases: Range<usize>, own: Range<usize>| Job {
+            batch: pad(&sequences[own.clone()], 1, 0),
+            cases,
+            sequences: own,
+        };
+        let plan = Plan {
+            cases: vec![case("a", 0..2), case("b", 2..4), case("c", 4..6)],
+            jobs: vec![job(0..1, 0..2), job(1..3, 2..6)],
+            sequences: sequences.clone(),
+        };
+        let only = plan.only(&[1]);
+        let spans: Vec<_> = only
+            .cases
+            .iter()
+            .map(|case| case.sequences.clone())
+            .collect();
+        assert_eq!(spans, [0..2, 2..4]);
+        assert_eq!(
+            (only.jobs[0].cases.clone(), only.jobs[0].sequences.clone()),
+            (0..2, 0..4)
+        );
+        assert_eq!(only.sequences, sequences[2..]);
+        let turned = plan.only(&[1, 0]);
+        assert_eq!(turned.cases[2].case.name, "a");
+        assert_eq!(turned.jobs[1].sequences, 4..6);
+    }
+
+    #[test]
     fn padding_is_on_the_right_and_rows_follow_their_sequence() {
         let sequence = |ids: &[u32], logit_positions: &[usize]| Sequence {
             ids: ids.to_vec(),
             type_ids: vec![0; ids.len()],
             logit_positions: logit_positions.to_vec(),
         };
-        let sequences = [sequence(&[101, 102], &[]), sequence(&[101, 103, 102], &[1])];
+        let mut sequences = [sequence(&[101, 102], &[]), sequence(&[101, 103, 102], &[1])];
+        sequences[0].type_ids = vec![0, 1];
         assert_eq!(longest(&sequences), 3);
         assert_eq!(pad(&sequences[..1], 4, 9).input_ids, [101, 102, 9, 9]);
         let batch = pad(&sequences, 3, 9);
         assert_eq!(batch.input_ids, [101, 102, 9, 101, 103, 102]);
+        assert_eq!(batch.token_type_ids, [0, 1, 0, 0, 0, 0]);
         assert_eq!(batch.attention_mask, [1, 1, 0, 1, 1, 1]);
         assert_eq!(batch.logit_rows, [(1, 1)]);
     }

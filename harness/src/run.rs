@@ -15,6 +15,9 @@ use crate::worker::{Broken, Launch, Stage, Trouble, Worker};
 /// Crashes in a row after which a target is given up.
 pub const MOST_CRASHES_IN_A_ROW: usize = 3;
 
+/// The option of a target that names a model file of the user's own.
+pub const MODEL_OPTION: &str = "model";
+
 /// What a target did with all jobs.
 #[derive(Debug)]
 pub struct TargetOutcome {
@@ -223,8 +226,11 @@ fn as_requested(request: &LoadRequest, loaded: Loaded) -> Result<Loaded, Trouble
     let unknown = loaded.observations.iter().find(|name| !is_known(name));
     let last = observation::hidden(request.config.num_hidden_layers);
     let logits = request.mlm_head.then(|| observation::LOGITS.to_owned());
+    // A user's own model file may give one and not the other; the cases that need it say so.
+    let is_own_file = request.options.contains_key(MODEL_OPTION);
     let mut needed = [Some(last), logits].into_iter().flatten();
-    let needed = needed.find(|name| !loaded.observations.contains(name));
+    let is_missing = |name: &String| !is_own_file && !loaded.observations.contains(name);
+    let needed = needed.find(is_missing);
     let message = if loaded.device != request.device || loaded.dtype != request.dtype {
         format!(
             "asked for {}/{}, the worker loaded the model on {}/{}",

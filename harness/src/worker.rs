@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use driftgauge_protocol::frame::{FrameError, read_frame, write_frame};
 use driftgauge_protocol::{
-    Batch, Failure, Hello, LoadRequest, Loaded, PROTOCOL_VERSION, Ran, Reply, Request, RunRequest,
-    Tensor, decode_tensors, encode_tensors, environment,
+    Batch, Failure, Hello, LoadRequest, Loaded, PROTOCOL_VERSION, ProbeRequest, Ran, Reply,
+    Request, RunRequest, Tensor, decode_tensors, encode_tensors, environment, fault,
 };
 
 /// What arrives on a worker's pipe: a reply with its payload, the end, or garbage.
@@ -41,6 +41,8 @@ pub struct Launch {
     pub environment: Vec<(String, OsString)>,
     /// Time for each answer.
     pub deadline: Duration,
+    /// Whether faults may be injected.
+    pub selftest: bool,
 }
 
 /// What a worker was doing.
@@ -182,16 +184,49 @@ impl Worker {
         wanted: &[String],
         cases: &str,
     ) -> Result<(Ran, BTreeMap<String, Tensor>), Trouble> {
-        let stage = Stage::Run(cases.to_owned());
         self.asked += 1;
         let request = Request::Run(RunRequest {
             number: self.asked,
             wanted: wanted.to_vec(),
             logit_rows: batch.logit_rows.clone(),
         });
-        let payload = encode_tensors(&batch.to_tensors())
+        self.compute(&request, &batch.to_tensors(), cases)
+    }
+
+    /// Runs one stage of the model from the hidden state before it, and returns its steps by name; `cases`
+    /// names the batch in messages.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub fn probe(
+        &mut self,
+        stage: driftgauge_protocol::Stage,
+        batch: &Batch,
+        input: Option<&Tensor>,
+        cases: &str,
+    ) -> Result<BTreeMap<String, Tensor>, Trouble> {
+        self.asked += 1;
+        let request = Request::Probe(ProbeRequest {
+            number: self.asked,
+            stage,
+            logit_rows: batch.logit_rows.clone(),
+        });
+        let mut tensors = batch.to_tensors();
+        tensors.extend(input.map(|input| ("input".to_owned(), input.clone())));
+        let (_, steps) = self.compute(&request, &tensors, cases)?;
+        Ok(steps)
+    }
+
+    fn compute(
+        &mut self,
+        request: &Request,
+        tensors: &BTreeMap<String, Tensor>,
+        cases: &str,
+    ) -> Result<(Ran, BTreeMap<String, Tensor>), Trouble> {
+        let stage = Stage::Run(cases.to_owned());
+        let payload = encode_tensors(tensors)
             .map_err(|error| Trouble::Refused(Failure::error(error.to_string())))?;
-        match self.ask(&request, &payload, &stage)? {
+        match self.ask(request, &payload, &stage)? {
             (Reply::Ran(ran), payload) => match decode_tensors(&payload) {
                 Ok(tensors) if ran.number == self.asked => Ok((ran, tensors)),
                 Ok(_) => {
@@ -336,6 +371,7 @@ impl Drop for Worker {
 fn spawn(launch: &Launch) -> Result<Child, Trouble> {
     let mut command = Command::new(&launch.program);
     command
+        .args(launch.selftest.then_some(fault::SELFTEST))
         // A backtrace would push the message of a panic out of the lines that are kept.
         .env_remove("RUST_BACKTRACE")
         // Only a target's own `lib` option names a library.

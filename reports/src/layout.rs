@@ -55,9 +55,12 @@ pub(crate) fn visible_width(text: &str) -> usize {
     text.lines().map(without).max().unwrap_or(0)
 }
 
+/// Writes a sentence as indented lines; spaces at its beginning indent all of them further.
 pub(crate) fn write_wrapped(text: &mut String, sentence: &str, columns: usize) {
-    for line in wrap(sentence, columns.saturating_sub(4)) {
-        let _ = writeln!(text, "    {line}");
+    let words = sentence.trim_start_matches(' ');
+    let indent = 4 + sentence.len() - words.len();
+    for line in wrap(words, columns.saturating_sub(indent)) {
+        let _ = writeln!(text, "{:indent$}{line}", "");
     }
 }
 

@@ -13,8 +13,10 @@ pub mod environment;
 mod findings;
 mod json;
 mod layout;
+pub mod location;
 mod pairs;
 pub mod record;
+pub mod selftest;
 mod terminal;
 pub mod text;
 

@@ -12,8 +12,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::location::Location;
+
 /// Raised when a field changes its meaning or disappears.
-pub const RECORD_VERSION: u32 = 2;
+pub const RECORD_VERSION: u32 = 3;
 /// The `format` of every record.
 pub const RECORD_FORMAT: &str = "driftgauge-record";
 
@@ -221,6 +223,8 @@ pub struct TargetRecord {
     pub semantic: Option<SemanticCheck>,
     /// Why there is none, where it was asked for.
     pub semantic_missing: Option<Finding>,
+    /// Where it starts to differ from the model, stage by stage; `null` where that was not looked for.
+    pub location: Option<Location>,
     /// What was accepted for this target; `null` where nothing was.
     pub baseline: Option<BaselineRecord>,
     /// What further runs of the same cases gave; `null` where there was one run.
@@ -326,9 +330,10 @@ pub struct ResultRecord {
     pub target: String,
     /// The verdict.
     pub verdict: Verdict,
-    /// The texts of the case.
+    /// The texts of the case, in order: one; two that are compared, each a sequence of its own
+    /// (`similarity`); or a pair in one sequence, where `tokens` has one entry and `texts` two.
     pub texts: Vec<String>,
-    /// Tokens that the target was fed: one list for each text.
+    /// Tokens that the target was fed: one entry for each sequence.
     pub tokens: Vec<Tokens>,
     /// What the target answers; `null` where it does not.
     pub answer: Option<Answer>,
@@ -360,7 +365,7 @@ pub struct Margin {
     pub tie: bool,
 }
 
-/// Tokens of one text.
+/// Tokens of one sequence: of a text, or of a pair with its separators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tokens {

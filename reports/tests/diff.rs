@@ -49,6 +49,7 @@ fn record(targets: &[&str]) -> RunRecord {
         restarts: 0,
         semantic: None,
         semantic_missing: None,
+        location: None,
         baseline: None,
         repeats: None,
         time: TargetTime::default(),

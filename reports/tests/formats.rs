@@ -25,6 +25,7 @@ fn target(name: &str, library: &str, version: &str) -> TargetRecord {
         restarts: 0,
         semantic: None,
         semantic_missing: None,
+        location: None,
         baseline: None,
         repeats: None,
         time: TargetTime::default(),

@@ -40,6 +40,7 @@ b = "苹果abc发布了新机12？"
 name = "science"
 task = "features"
 text = "自然语言处理很有趣。"
+text_pair = "我喜欢。"
 [[case]]
 name = "empty"
 task = "features"
@@ -261,8 +262,9 @@ pub fn tokenizer_json(vocabulary: &[String], last_id: usize, segment: usize) -> 
             "normalized": false, "special": true})
     };
     let special: Vec<_> = vocabulary[..5].iter().enumerate().map(special).collect();
-    let piece = |token| json!({"SpecialToken": {"id": token, "type_id": segment}});
-    let text = |name| json!({"Sequence": {"id": name, "type_id": segment}});
+    let piece = |token, segment| json!({"SpecialToken": {"id": token, "type_id": segment}});
+    let text = |name, segment| json!({"Sequence": {"id": name, "type_id": segment}});
+    let (one, two) = (segment, segment.max(1));
     let ends = |token, id| json!({"id": token, "ids": [id], "tokens": [token]});
     json!({
         "version": "1.0",
@@ -271,8 +273,9 @@ pub fn tokenizer_json(vocabulary: &[String], last_id: usize, segment: usize) -> 
             "strip_accents": null, "lowercase": true},
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {"type": "TemplateProcessing",
-            "single": [piece("[CLS]"), text("A"), piece("[SEP]")],
-            "pair": [piece("[CLS]"), text("A"), piece("[SEP]"), text("B"), piece("[SEP]")],
+            "single": [piece("[CLS]", one), text("A", one), piece("[SEP]", one)],
+            "pair": [piece("[CLS]", one), text("A", one), piece("[SEP]", one), text("B", two),
+                piece("[SEP]", two)],
             "special_tokens": {"[CLS]": ends("[CLS]", 2), "[SEP]": ends("[SEP]", 3)}},
         "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100, "vocab": ids},

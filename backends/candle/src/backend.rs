@@ -10,8 +10,8 @@ use driftgauge_protocol::{
     LoadedModel, PROTOCOL_VERSION, Properties, Variance, Weights,
 };
 
+use crate::changes;
 use crate::loaded::Ready;
-use crate::model::Bert;
 use crate::threads;
 use crate::weights::{Checkpointed, candle_dtype};
 
@@ -46,14 +46,17 @@ impl Backend for Candle {
         let config = config_for_candle(&request.config)?;
         threads::settle(request.threads)?;
         refuse_dtype(request, &device)?;
+        let fault = request.fault.as_ref();
+        if let Some(fault) = fault {
+            changes::refuse(fault, config.num_hidden_layers, request.mlm_head)?;
+        }
 
-        let weights = Weights::open(&request.weights)?;
+        let weights = Weights::open(&request.weights)?.under(fault);
         let builder = Checkpointed::builder(&weights, candle_dtype(request.dtype), &device);
-        let bert = Bert::load(builder, &config, request.mlm_head)
+        let model = Ready::load(builder, &config, request.mlm_head, fault)
             .map_err(|error| Failure::error(words(error)))?;
         weights.check_unchanged()?;
 
-        let model = Ready::new(bert);
         let dtype = model.try_one_token()?;
         let loaded = Loaded {
             device: model.device(),
@@ -66,6 +69,10 @@ impl Backend for Candle {
             seconds: 0.0,
         };
         Ok((Box::new(model), loaded))
+    }
+
+    fn has_faults(&self) -> bool {
+        true
     }
 }
 
@@ -130,9 +137,9 @@ fn refuse_dtype(request: &LoadRequest, device: &Device) -> Result<(), Failure> {
         ..request.config.clone()
     };
     let zeros = VarBuilder::zeros(candle_dtype(request.dtype), device);
-    Bert::load(zeros, &config_for_candle(&small)?, true)
+    Ready::load(zeros, &config_for_candle(&small)?, true, None)
         .map_err(|error| Failure::error(words(error)))
-        .and_then(|bert| Ready::new(bert).try_one_token())
+        .and_then(|model| model.try_one_token())
         .map(drop)
         .map_err(|failure| {
             let dtype = request.dtype;

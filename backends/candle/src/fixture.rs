@@ -5,7 +5,8 @@ use std::io::Write;
 
 use candle_core::Device;
 use driftgauge_protocol::{
-    BertConfig, Dtype, FileIdentity, HiddenAct, LoadRequest, Tensor, WeightsFile, encode_tensors,
+    Batch, BertConfig, Dtype, FileIdentity, HiddenAct, LoadRequest, Tensor, WeightsFile,
+    encode_tensors,
 };
 use tempfile::NamedTempFile;
 
@@ -28,6 +29,28 @@ pub fn tiny() -> BertConfig {
     }
 }
 
+/// Four padded sequences, of which all rows of the logits are wanted. The last is all padding: only
+/// there the value of the mask shows, as elsewhere the softmax turns any large negative number into
+/// the same zero.
+pub fn padded_batch() -> Batch {
+    let ids = [
+        [2, 7, 9, 11, 4, 8, 3],
+        [2, 30, 31, 3, 0, 0, 0],
+        [2, 3, 0, 0, 0, 0, 0],
+        [2, 9, 3, 0, 0, 0, 0],
+    ];
+    let types = [[0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0], [0; 7], [0; 7]];
+    let mask = [[1; 7], [1, 1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [0; 7]];
+    Batch {
+        sequences: 4,
+        length: 7,
+        input_ids: ids.concat(),
+        token_type_ids: types.concat(),
+        attention_mask: mask.concat(),
+        logit_rows: (0..28).map(|row| (row / 7, row % 7)).collect(),
+    }
+}
+
 /// A request that loads the checkpoint of a [`tiny`] model in `dtype`.
 pub fn load_request(checkpoint: &Checkpoint, dtype: Dtype) -> LoadRequest {
     LoadRequest {
@@ -38,6 +61,7 @@ pub fn load_request(checkpoint: &Checkpoint, dtype: Dtype) -> LoadRequest {
         dtype,
         threads: THREADS,
         options: BTreeMap::new(),
+        fault: None,
     }
 }
 
@@ -94,6 +118,13 @@ impl Checkpoint {
             tensors,
             _file: file,
         }
+    }
+
+    /// The numbers of a tensor, by canonical name.
+    pub fn numbers(&self, name: &str) -> Vec<f32> {
+        let words = "bert.embeddings.word_embeddings.weight";
+        let is_tied = name == "cls.predictions.decoder.weight";
+        self.tensors[if is_tied { words } else { name }].to_f32()
     }
 
     /// The tensors as stock candle wants them: every name in full, nothing tied.
@@ -153,6 +184,16 @@ fn shapes(config: &BertConfig) -> Vec<(String, Vec<usize>)> {
         vec![config.vocab_size],
     ));
     shapes
+}
+
+/// Address of a tensor's first element: equal where two tensors share their storage.
+pub fn address(tensor: &candle_core::Tensor) -> *const f32 {
+    let (storage, layout) = tensor.storage_and_layout();
+    assert!(layout.is_contiguous());
+    match &*storage {
+        candle_core::Storage::Cpu(storage) => storage.as_slice::<f32>().unwrap().as_ptr(),
+        _ => unreachable!("the tests run on the CPU"),
+    }
 }
 
 /// Numbers in ±0.5 around a centre, from a linear congruential generator.

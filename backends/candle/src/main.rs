@@ -1,10 +1,14 @@
 //! The candle worker: candle-transformers' own BERT, as its users run it, behind the protocol.
 
 mod backend;
+mod changes;
 #[cfg(test)]
 mod fixture;
 mod loaded;
+mod mask;
 mod model;
+mod opened;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod threads;

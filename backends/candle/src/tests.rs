@@ -1,12 +1,20 @@
-//! The whole worker, in conversation over bytes in memory.
+//! The whole worker, in conversation over bytes in memory; in modules of their own, what it computes.
+
+mod bench;
+mod faults;
+mod masks;
+mod probes;
+mod stock;
+mod structures;
 
 use std::collections::BTreeMap;
 
+use driftgauge_protocol::fault::{Change, Edit, Fault, StepEdit};
 use driftgauge_protocol::frame::{read_frame, write_frame};
-use driftgauge_protocol::serve::serve;
+use driftgauge_protocol::serve::{Purpose, serve};
 use driftgauge_protocol::{
-    Batch, Dtype, FailureKind, LoadRequest, Reply, Request, RunRequest, Tensor, decode_tensors,
-    encode_tensors,
+    Batch, Dtype, FailureKind, LoadRequest, ProbeRequest, Reply, Request, RunRequest, Stage, Step,
+    Tensor, decode_tensors, encode_tensors,
 };
 
 use crate::backend::Candle;
@@ -28,19 +36,30 @@ fn converse(
     load: LoadRequest,
     runs: &[(&Batch, &[&str])],
 ) -> Vec<(Reply, BTreeMap<String, Tensor>)> {
-    let mut input = Vec::new();
-    write_frame(&mut input, &Request::Load(Box::new(load)), &[]).unwrap();
-    for (batch, wanted) in runs {
+    let requests = runs.iter().map(|(batch, wanted)| {
         let request = Request::Run(RunRequest {
             number: 1,
             wanted: wanted.iter().map(ToString::to_string).collect(),
             logit_rows: batch.logit_rows.clone(),
         });
-        let payload = encode_tensors(&batch.to_tensors()).unwrap();
-        write_frame(&mut input, &request, &payload).unwrap();
+        (request, batch.to_tensors())
+    });
+    answers(Purpose::Conformance, load, requests.collect())
+}
+
+/// Loads, asks, and returns every reply but the hello.
+fn answers(
+    purpose: Purpose,
+    load: LoadRequest,
+    requests: Vec<(Request, BTreeMap<String, Tensor>)>,
+) -> Vec<(Reply, BTreeMap<String, Tensor>)> {
+    let mut input = Vec::new();
+    write_frame(&mut input, &Request::Load(Box::new(load)), &[]).unwrap();
+    for (request, tensors) in requests {
+        write_frame(&mut input, &request, &encode_tensors(&tensors).unwrap()).unwrap();
     }
     let mut output = Vec::new();
-    serve(&mut Candle, &mut &input[..], &mut output).unwrap();
+    serve(&mut Candle, purpose, &mut &input[..], &mut output).unwrap();
     let mut output = &output[..];
     let mut replies = std::iter::from_fn(|| read_frame(&mut output).unwrap());
     assert!(matches!(replies.next(), Some((Reply::Hello(_), _))));
@@ -143,4 +162,44 @@ fn half_precision_is_returned_as_candle_computes_it() {
             [false, true, true]
         );
     }
+}
+
+/// A fault is taken in a self-test only, and a probe shows it.
+#[test]
+fn faults_and_probes_are_served() {
+    let checkpoint = Checkpoint::random(&tiny(), Dtype::F32);
+    let edit = StepEdit {
+        stage: Stage::Layer(2),
+        step: Step::Output,
+        change: Change::Flush(f64::MAX),
+    };
+    let faulty = LoadRequest {
+        fault: Some(Fault {
+            name: "f".to_owned(),
+            edits: vec![Edit::Step(edit)],
+        }),
+        ..load_request(&checkpoint, Dtype::F32)
+    };
+    let ask = |purpose| {
+        let batch = batch(&[(1, 1)]);
+        let probe = Request::Probe(ProbeRequest {
+            number: 1,
+            stage: Stage::Layer(2),
+            logit_rows: vec![],
+        });
+        let hidden = tiny().hidden_size;
+        let input = Tensor::from_f32(vec![2, 4, hidden], &vec![0.5; 8 * hidden]).unwrap();
+        let mut tensors = batch.to_tensors();
+        tensors.insert("input".to_owned(), input);
+        answers(purpose, faulty.clone(), vec![(probe, tensors)])
+    };
+    let replies = ask(Purpose::Conformance);
+    assert!(message(&replies[0].0).contains("outside of a self-test"));
+    let replies = ask(Purpose::SelfTest);
+    assert!(matches!(replies[1].0, Reply::Ran(_)), "{:?}", replies[1].0);
+    let steps = &replies[1].1;
+    assert_eq!(steps.len(), Stage::Layer(2).steps().len());
+    assert!(steps["output"].to_f32().iter().all(|value| *value == 0.0));
+    assert_eq!(steps["sum"], steps["attention-norm"]);
+    assert!(steps["query"].to_f32().iter().any(|value| *value != 0.0));
 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use driftgauge_protocol::{Dtype, Failure, Weights};
+use driftgauge_protocol::{self as protocol, Dtype, Failure, Weights};
 
 /// A weights file as a source of candle tensors. Two names for one stored tensor give one storage,
 /// so a tied decoder costs nothing.
@@ -55,9 +55,7 @@ impl SimpleBackend for Checkpointed<'_> {
             Some(tensor) => tensor.clone(),
             None => {
                 let raw = self.weights.read(name).map_err(failed)?;
-                let (bytes, stored_dtype) = (raw.bytes(), candle_dtype(raw.dtype()));
-                let tensor = Tensor::from_raw_buffer(bytes, stored_dtype, raw.shape(), device)?
-                    .to_dtype(dtype)?;
+                let tensor = from_protocol(&raw, device)?.to_dtype(dtype)?;
                 read.insert(stored.to_owned(), tensor.clone());
                 tensor
             }
@@ -68,6 +66,15 @@ impl SimpleBackend for Checkpointed<'_> {
     fn contains_tensor(&self, name: &str) -> bool {
         self.weights.location(name).is_ok()
     }
+}
+
+/// A tensor that came over the pipe or out of a file, in the dtype it has.
+///
+/// # Errors
+/// What candle says.
+pub fn from_protocol(tensor: &protocol::Tensor, device: &Device) -> Result<Tensor> {
+    let dtype = candle_dtype(tensor.dtype());
+    Tensor::from_raw_buffer(tensor.bytes(), dtype, tensor.shape(), device)
 }
 
 /// candle's name of a dtype.
@@ -84,16 +91,7 @@ pub fn candle_dtype(dtype: Dtype) -> DType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{Checkpoint, tiny};
-
-    /// Address of the first element.
-    fn address(tensor: &Tensor) -> *const f32 {
-        let (storage, _) = tensor.storage_and_layout();
-        match &*storage {
-            candle_core::Storage::Cpu(storage) => storage.as_slice::<f32>().unwrap().as_ptr(),
-            _ => unreachable!("the tests run on the CPU"),
-        }
-    }
+    use crate::fixture::{Checkpoint, address, tiny};
 
     #[test]
     fn a_tied_decoder_shares_the_storage_of_the_word_embeddings() {

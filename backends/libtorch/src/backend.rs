@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use driftgauge_protocol::{
     Arithmetic, Backend, Batch, Bias, Dtype, Failure, Hello, LoadRequest, Loaded, LoadedModel,
-    PROTOCOL_VERSION, Properties, Tensor as Numbers, Weights,
+    PROTOCOL_VERSION, Properties, Stage, Tensor as Numbers, Weights,
 };
 use tch::{Cuda, Device, Kind, Tensor};
 
+use crate::fault;
 use crate::model::Bert;
 use crate::runtime::{self, Version};
-use crate::tensors::{Input, Loader, dtype_of, kind_of, refusal, to_numbers};
+use crate::tensors::{Input, Loader, dtype_of, from_numbers, kind_of, refusal, to_numbers};
 
 /// BERT in libtorch operations.
 #[derive(Debug, Clone, Copy)]
@@ -46,18 +47,23 @@ impl Backend for LibTorch {
         })?;
         tch::set_num_threads(threads);
 
-        let weights = Weights::open(&request.weights)?;
+        let fault = request.fault.as_ref();
+        if let Some(fault) = fault {
+            fault::check(fault, request)?;
+        }
+        let weights = Weights::open(&request.weights)?.under(fault);
         let mut loader = Loader::new(&weights, kind, device);
-        let bert = Bert::load(&mut loader, &request.config, request.mlm_head)?;
+        let (config, mlm_head) = (&request.config, request.mlm_head);
+        let bert = Bert::load(&mut loader, config, mlm_head, fault.cloned())?;
         weights.check_unchanged()?;
         let model = LoadedBert {
             observations: bert.observations(),
             bert,
             device,
         };
-        model.probe(&request.device, request.dtype)?;
+        model.try_out(&request.device, request.dtype)?;
         let loaded = Loaded {
-            // What the probe has just seen, not merely what was asked.
+            // What has just been seen, not merely what was asked.
             device: request.device.clone(),
             dtype: request.dtype,
             threads: usize::try_from(tch::get_num_threads()).unwrap_or_default(),
@@ -68,6 +74,10 @@ impl Backend for LibTorch {
             seconds: 0.0,
         };
         Ok((Box::new(model), loaded))
+    }
+
+    fn has_faults(&self) -> bool {
+        true
     }
 }
 
@@ -152,7 +162,7 @@ impl LoadedBert {
     ///
     /// # Errors
     /// What libtorch refuses, or that it computed elsewhere or otherwise than asked.
-    fn probe(&self, device: &str, dtype: Dtype) -> Result<(), Failure> {
+    fn try_out(&self, device: &str, dtype: Dtype) -> Result<(), Failure> {
         for (name, tensor) in self.forward(&Batch::one_token(), &self.observations)? {
             let used_device = match tensor.device() {
                 Device::Cpu => "cpu".to_owned(),
@@ -180,6 +190,24 @@ impl LoadedModel for LoadedBert {
         self.forward(batch, wanted)?
             .into_iter()
             .map(|(name, tensor)| Ok((name, to_numbers(&tensor)?)))
+            .collect()
+    }
+
+    fn probe(
+        &mut self,
+        stage: Stage,
+        batch: &Batch,
+        input: Option<&Numbers>,
+    ) -> Result<BTreeMap<String, Numbers>, Failure> {
+        let on_device = |numbers| from_numbers(numbers)?.f_to_device(self.device);
+        let hidden = input.map(on_device).transpose().map_err(refusal)?;
+        let input = Input::new(batch, self.device)?;
+        let steps = tch::no_grad(|| self.bert.probe(stage, &input, hidden.as_ref()));
+        let steps = steps.map_err(refusal)?;
+        let steps = steps.ok_or_else(|| Failure::error(format!("there is no `{stage}`")))?;
+        steps
+            .into_iter()
+            .map(|(step, tensor)| Ok((step.name().to_owned(), to_numbers(&tensor)?)))
             .collect()
     }
 }

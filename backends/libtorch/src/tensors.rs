@@ -77,6 +77,16 @@ pub fn to_numbers(tensor: &Tensor) -> Result<Numbers, Failure> {
     Numbers::new(dtype, shape, bytes).map_err(|error| Failure::error(error.to_string()))
 }
 
+/// A copy of numbers from the pipe or a file, in their own format and in the machine's memory.
+///
+/// # Errors
+/// Where libtorch cannot copy them.
+pub fn from_numbers(numbers: &Numbers) -> Result<Tensor, TchError> {
+    let shape = numbers.shape().iter();
+    let shape: Vec<i64> = shape.map(|extent| *extent as i64).collect();
+    Tensor::f_from_data_size(numbers.bytes(), &shape, kind_of(numbers.dtype()))
+}
+
 /// Reads weights one by one onto a device, in the number format of the computation.
 pub struct Loader<'a> {
     weights: &'a Weights,
@@ -122,19 +132,16 @@ impl<'a> Loader<'a> {
     /// The numbers in the format of the computation: exact where it is at least as wide as the
     /// stored one, rounded to nearest where it is narrower.
     fn convert(&self, numbers: &Numbers) -> Result<Tensor, TchError> {
-        let shape: Vec<i64> = numbers
-            .shape()
-            .iter()
-            .map(|extent| *extent as i64)
-            .collect();
-        Tensor::f_from_data_size(numbers.bytes(), &shape, kind_of(numbers.dtype()))?
+        from_numbers(numbers)?
             .f_to_kind(self.kind)?
             .f_to_device(self.device)
     }
 }
 
 /// A batch on the device.
-pub struct Input {
+pub struct Input<'a> {
+    /// The batch itself.
+    pub batch: &'a Batch,
     /// Token IDs, `[sequences, length]`.
     pub ids: Tensor,
     /// Segment of each token, `[sequences, length]`.
@@ -144,15 +151,15 @@ pub struct Input {
     /// 1 for a token, 0 for padding, `[sequences, length]`.
     pub mask: Tensor,
     /// The wanted rows of the logits, counted through the whole batch.
-    pub rows: Tensor,
+    rows: Tensor,
 }
 
-impl Input {
+impl<'a> Input<'a> {
     /// Moves a batch to the device.
     ///
     /// # Errors
     /// [`Failure`] with libtorch's words.
-    pub fn new(batch: &Batch, device: Device) -> Result<Self, Failure> {
+    pub fn new(batch: &'a Batch, device: Device) -> Result<Self, Failure> {
         let rows = batch.logit_rows.iter();
         let rows: Vec<i64> = rows
             .map(|row| (row.0 * batch.length + row.1) as i64)
@@ -163,6 +170,7 @@ impl Input {
         let grid = |values| to_device(values)?.f_view(shape);
         let build = || {
             Ok(Self {
+                batch,
                 ids: grid(&batch.input_ids)?,
                 segments: grid(&batch.token_type_ids)?,
                 positions: to_device(&positions)?,
@@ -171,6 +179,14 @@ impl Input {
             })
         };
         build().map_err(refusal)
+    }
+
+    /// The wanted rows of a result of the head: from `[sequences, length, width]` to `[rows, width]`.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    pub fn wanted_rows(&self, result: &Tensor) -> Result<Tensor, TchError> {
+        result.f_flatten(0, 1)?.f_index_select(0, &self.rows)
     }
 }
 

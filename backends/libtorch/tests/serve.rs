@@ -3,41 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod checkpoint;
+mod fixture;
 
 use std::collections::BTreeMap;
 
-use driftgauge_libtorch::LibTorch;
-use driftgauge_protocol::{
-    Batch, BertConfig, Dtype, Failure, FailureKind, HiddenAct, LoadRequest, Reply, Request,
-    RunRequest, Tensor, decode_tensors, encode_tensors, frame, serve,
-};
+use driftgauge_protocol::{Batch, BertConfig, Dtype, FailureKind, HiddenAct, LoadRequest, Reply};
 
-use checkpoint::{HIDDEN, PLAIN, Spelling, VOCABULARY, checkpoint, config};
-
-/// Three sentences of 7, 4 and 1 tokens, with padding that must not be seen.
-fn batch() -> Batch {
-    let lengths = [7usize, 4, 1];
-    let length = lengths[0];
-    let mut batch = Batch {
-        sequences: lengths.len(),
-        length,
-        input_ids: vec![],
-        token_type_ids: vec![],
-        attention_mask: vec![],
-        logit_rows: vec![(1, 2), (0, 6), (1, 0)],
-    };
-    for (sequence, tokens) in lengths.into_iter().enumerate() {
-        for position in 0..length {
-            let token = position < tokens;
-            let id = (sequence * 13 + position * 7) % VOCABULARY;
-            batch.input_ids.push(if token { id as i64 } else { 0 });
-            batch.token_type_ids.push((token && position > 2).into());
-            batch.attention_mask.push(token.into());
-        }
-    }
-    batch
-}
+use fixture::checkpoint::{HIDDEN, PLAIN, Spelling, VOCABULARY, checkpoint, config};
+use fixture::{batch, converse, error, everything, load_request, observe, refusal, run_request};
 
 /// One sequence of a batch on its own, without its padding.
 fn alone(batch: &Batch, sequence: usize) -> Batch {
@@ -58,78 +31,13 @@ fn alone(batch: &Batch, sequence: usize) -> Batch {
     }
 }
 
-fn everything() -> Vec<String> {
-    ["embeddings", "hidden.1", "hidden.2", "logits"]
-        .map(str::to_owned)
-        .to_vec()
-}
-
-fn run_request(batch: &Batch, wanted: Vec<String>) -> (Request, Vec<u8>) {
-    let request = RunRequest {
-        number: 1,
-        wanted,
-        logit_rows: batch.logit_rows.clone(),
-    };
-    (
-        Request::Run(request),
-        encode_tensors(&batch.to_tensors()).unwrap(),
-    )
-}
-
-/// A conversation; the replies after the greeting.
-fn converse(requests: &[(Request, Vec<u8>)]) -> Vec<(Reply, BTreeMap<String, Tensor>)> {
-    let mut input = Vec::new();
-    for (request, payload) in requests {
-        frame::write_frame(&mut input, request, payload).unwrap();
-    }
-    let mut output = Vec::new();
-    serve::serve(&mut LibTorch, &mut &input[..], &mut output).unwrap();
-    let mut output = &output[..];
-    let mut replies = std::iter::from_fn(|| frame::read_frame::<Reply>(&mut output).unwrap());
-    assert!(matches!(replies.next(), Some((Reply::Hello(_), _))));
-    replies
-        .map(|(reply, payload)| (reply, decode_tensors(&payload).unwrap()))
-        .collect()
-}
-
-/// Loads a checkpoint and runs one batch.
-fn observe(request: &LoadRequest, batch: &Batch) -> BTreeMap<String, Tensor> {
-    let load = (Request::Load(Box::new(request.clone())), vec![]);
-    let mut replies = converse(&[load, run_request(batch, everything())]);
-    assert!(
-        matches!(replies[0].0, Reply::Loaded(_)),
-        "{:?}",
-        replies[0].0
-    );
-    assert!(matches!(replies[1].0, Reply::Ran(_)), "{:?}", replies[1].0);
-    replies.remove(1).1
-}
-
-fn refusal(request: LoadRequest) -> Failure {
-    match converse(&[(Request::Load(Box::new(request)), vec![])])
-        .remove(0)
-        .0
-    {
-        Reply::Failed(failure) => failure,
-        other => panic!("expected a refusal, got {other:?}"),
-    }
-}
-
-/// ‖a − b‖ / ‖b‖.
-fn error(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| a - b));
-    difference / norm(&mut b.iter().copied())
-}
-
 #[test]
 fn a_conversation_offers_and_returns_what_is_wanted() {
     let checkpoint = checkpoint(config(), PLAIN);
     let batch = batch();
     let some = vec!["logits".to_owned(), "hidden.1".to_owned()];
     let replies = converse(&[
-        (Request::Load(Box::new(checkpoint.request.clone())), vec![]),
+        load_request(&checkpoint.request),
         run_request(&batch, everything()),
         run_request(&batch, some),
         run_request(&batch, vec!["hidden.3".to_owned()]),
@@ -268,7 +176,7 @@ fn an_encoder_without_a_head_offers_no_logits() {
         .weights
         .names
         .retain(|name, _| name.starts_with("bert."));
-    let load = (Request::Load(Box::new(request.request.clone())), vec![]);
+    let load = load_request(&request.request);
     let replies = converse(&[load, run_request(&batch(), vec!["logits".to_owned()])]);
     let Reply::Loaded(loaded) = &replies[0].0 else {
         panic!("{:?}", replies[0].0)
@@ -342,7 +250,7 @@ fn what_cannot_be_had_is_refused() {
             "of shape [20, 12], expected floats of shape [21, 12]",
         ),
     ] {
-        let failure = refusal(request);
+        let failure = refusal(&request);
         assert_eq!(failure.kind, kind, "{failure}");
         assert!(
             failure.message.contains(expected),

@@ -3,18 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use driftgauge_protocol::fault::Change;
 use driftgauge_protocol::{
     Arithmetic, Backend, Failure, Hello, LoadRequest, Loaded, LoadedModel, PROTOCOL_VERSION,
-    Properties, Variance, Weights, environment, property::LIBRARY_PATH,
+    Properties, Stage, Variance, Weights, environment, property::LIBRARY_PATH,
 };
-use ort::session::Session;
 
-use crate::graph;
+use crate::exported;
+use crate::graph::{self, Source};
 use crate::model::Model;
+use crate::optimisers;
 use crate::options::{Options, check_device};
 use crate::proto::{DataLocation, ModelProto};
 use crate::runtime::{self, ORT_CRATE, Runtime};
-use crate::session::{self, Level};
+use crate::session::{self, Level, Settings};
+
+/// The property that names the graph optimisers that may be applied.
+const OPTIMISERS: &str = "optimisers";
 
 /// ONNX Runtime, from a shared library that is chosen when the process starts.
 #[derive(Debug, Default)]
@@ -87,34 +92,84 @@ impl Backend for Onnx {
             return Err(Failure::error("a session needs at least 1 thread"));
         }
 
-        let weights = Weights::open(&request.weights)?;
-        let graphs = BertGraphs::write(request, &weights)?;
-        let session = |model| create(&runtime, &options, request, &weights, model);
-        let sessions = (
-            session(&graphs.encoder)?,
-            graphs.head.as_ref().map(session).transpose()?,
-        );
-        weights.check_unchanged()?;
-
+        let settings = Settings {
+            runtime: runtime.clone(),
+            optimisation: options.optimisation.clone(),
+            threads: request.threads,
+        };
         let loaded = Loaded {
             device: request.device.clone(),
             dtype: request.dtype,
             threads: request.threads,
-            observations: graph::observations(&request.config, request.mlm_head),
+            observations: Vec::new(),
             arithmetic: arithmetic(&runtime.version),
             float64_options: float64_options(&options, request),
-            properties: properties(&options, request, &graphs),
+            properties: properties(&settings),
             seconds: 0.0,
         };
-        let model = Model {
-            encoder: sessions.0,
-            head: sessions.1,
-            config: request.config.clone(),
-            dtype: request.dtype,
-            weights,
-        };
-        Ok((Box::new(model), loaded))
+        match &options.model {
+            None => written(settings, request, loaded),
+            Some(path) => exported(path, &settings, request, loaded),
+        }
     }
+
+    fn has_faults(&self) -> bool {
+        true
+    }
+}
+
+/// Loads the graph that is written here. `loaded` is what holds of every model.
+fn written(
+    settings: Settings,
+    request: &LoadRequest,
+    mut loaded: Loaded,
+) -> Result<(Box<dyn LoadedModel>, Loaded), Failure> {
+    let weights = Weights::open(&request.weights)?.under(request.fault.as_ref());
+    check_fault(request, &weights)?;
+    let graphs = BertGraphs::write(request, &weights)?;
+    let session = |model| {
+        session::create(&settings, model, weights.path())
+            .map_err(|error| session::failure(&error, request.dtype))
+    };
+    let encoder = session(&graphs.encoder)?;
+    let head = graphs.head.as_ref().map(session).transpose()?;
+    weights.check_unchanged()?;
+    let optimisers = optimisers::OPTIMISERS;
+    let optimisers = optimisers::applied(optimisers, &settings.optimisation);
+    loaded.properties.extend(graphs.properties());
+    loaded
+        .properties
+        .insert(OPTIMISERS.to_owned(), optimisers.join(","));
+    loaded.observations = graph::observations(&request.config, request.mlm_head);
+    let model = Model {
+        encoder,
+        head,
+        stages: BTreeMap::new(),
+        settings,
+        config: request.config.clone(),
+        dtype: request.dtype,
+        weights,
+        fault: request.fault.clone(),
+    };
+    Ok((Box::new(model), loaded))
+}
+
+/// Loads a user's own model.
+fn exported(
+    path: &Path,
+    settings: &Settings,
+    request: &LoadRequest,
+    mut loaded: Loaded,
+) -> Result<(Box<dyn LoadedModel>, Loaded), Failure> {
+    let (model, facts) = exported::load(path, settings, request)?;
+    let every = optimisers::OPTIMISERS.into_iter().chain(optimisers::OTHERS);
+    let optimisers = optimisers::applied(every, &settings.optimisation);
+    loaded.properties.extend(facts.properties);
+    loaded
+        .properties
+        .insert(OPTIMISERS.to_owned(), optimisers.join(","));
+    loaded.observations = facts.observations;
+    Ok((Box::new(model), loaded))
 }
 
 /// The two graphs of a model.
@@ -125,17 +180,63 @@ struct BertGraphs {
 
 impl BertGraphs {
     fn write(request: &LoadRequest, weights: &Weights) -> Result<Self, Failure> {
-        let (config, dtype) = (&request.config, request.dtype);
-        let states = graph::observations(config, false);
-        let encoder = graph::write(config, weights, dtype, &states)?;
-        let head = request
-            .mlm_head
-            .then(|| graph::write_head(config, weights, dtype));
+        let source = Source {
+            config: &request.config,
+            weights,
+            dtype: request.dtype,
+            fault: request.fault.as_ref(),
+        };
+        let states = graph::observations(source.config, false);
+        let encoder = graph::write(source, &states)?;
+        let head = request.mlm_head.then(|| graph::write_head(source));
         Ok(Self {
             encoder,
             head: head.transpose()?,
         })
     }
+
+    fn properties(&self) -> Properties {
+        let models = [Some(&self.encoder), self.head.as_ref()];
+        let graphs = models.into_iter().flatten();
+        let graphs: Vec<_> = graphs.filter_map(|model| model.graph.as_ref()).collect();
+        let weights: BTreeSet<&str> = graphs
+            .iter()
+            .flat_map(|graph| &graph.initializer)
+            .filter(|tensor| tensor.data_location() == DataLocation::External)
+            .map(|tensor| tensor.name.as_str())
+            .collect();
+        let external = weights.len();
+        let nodes: usize = graphs.iter().map(|graph| graph.node.len()).sum();
+        [
+            ("external_data", format!("{external} tensors")),
+            ("ir_version", graph::IR_VERSION.to_string()),
+            ("nodes_written", nodes.to_string()),
+            ("opset", graph::OPSET.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+}
+
+/// Checks that a fault is one of this model: what is changed nowhere would go unnoticed.
+fn check_fault(request: &LoadRequest, weights: &Weights) -> Result<(), Failure> {
+    let Some(fault) = &request.fault else {
+        return Ok(());
+    };
+    let refused = |why: String| Err(Failure::error(format!("fault `{}`: {why}", fault.name)));
+    let stages = Stage::all(request.config.num_hidden_layers, request.mlm_head);
+    for edit in fault.step_edits() {
+        if !stages.contains(&edit.stage) {
+            return refused(format!("the model has no `{}`", edit.stage));
+        }
+        if let Change::Accumulate { every: 0, .. } = edit.change {
+            return refused("a partial sum has at least one input".to_owned());
+        }
+    }
+    for edit in fault.weight_edits() {
+        weights.location(&edit.tensor)?;
+    }
+    Ok(())
 }
 
 /// The `lib` option only states which library the worker should have been started with.
@@ -156,7 +257,7 @@ fn check_library(wanted: &Path, loaded: &Path) -> Result<(), Failure> {
 /// From level `extended` on, ONNX Runtime rounds the attention scale to f32 in an f64 graph as well.
 fn float64_options(options: &Options, request: &LoadRequest) -> BTreeMap<String, String> {
     let mut changed = request.options.clone();
-    if !matches!(options.level, Level::Disable | Level::Basic) {
+    if !matches!(options.optimisation.level, Level::Disable | Level::Basic) {
         changed.insert("opt".to_owned(), Level::Basic.name().to_owned());
     }
     changed
@@ -181,45 +282,22 @@ fn arithmetic(version: &str) -> Arithmetic {
     Arithmetic::default()
 }
 
-fn create(
-    runtime: &Runtime,
-    options: &Options,
-    request: &LoadRequest,
-    weights: &Weights,
-    model: &ModelProto,
-) -> Result<Session, Failure> {
-    let folder = weights.path().parent().unwrap_or(Path::new("."));
-    session::options(runtime, options.level, request.threads)
-        .and_then(|builder| session::create(builder, model, folder))
-        .map_err(|error| session::failure(&error, request.dtype))
-}
-
 /// The settings in force. No execution provider but the CPU's is ever registered, so every node
 /// runs there or the session cannot be created.
-fn properties(options: &Options, request: &LoadRequest, graphs: &BertGraphs) -> Properties {
-    let models = [Some(&graphs.encoder), graphs.head.as_ref()]
-        .into_iter()
-        .flatten();
-    let graphs: Vec<_> = models.filter_map(|model| model.graph.as_ref()).collect();
-    let weights: BTreeSet<&str> = graphs
-        .iter()
-        .flat_map(|graph| &graph.initializer)
-        .filter(|tensor| tensor.data_location() == DataLocation::External)
-        .map(|tensor| tensor.name.as_str())
-        .collect();
-    let external = weights.len();
-    let nodes: usize = graphs.iter().map(|graph| graph.node.len()).sum();
+fn properties(settings: &Settings) -> Properties {
+    let optimisation = &settings.optimisation;
+    let approximates = match optimisation.gelu_approximation {
+        true => "on",
+        false => "off",
+    };
     [
         ("deterministic_compute", "true".to_owned()),
         ("execution_mode", "sequential".to_owned()),
         ("execution_provider", "CPUExecutionProvider".to_owned()),
-        ("external_data", format!("{external} tensors")),
+        ("gelu_approximation", approximates.to_owned()),
         ("inter_op_threads", "1".to_owned()),
-        ("intra_op_threads", request.threads.to_string()),
-        ("ir_version", graph::IR_VERSION.to_string()),
-        ("nodes_written", nodes.to_string()),
-        ("opset", graph::OPSET.to_string()),
-        ("optimization_level", options.level.name().to_owned()),
+        ("intra_op_threads", settings.threads.to_string()),
+        ("optimization_level", optimisation.level.name().to_owned()),
         ("spinning", "false".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))

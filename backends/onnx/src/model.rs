@@ -2,25 +2,37 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use driftgauge_protocol::fault::Fault;
 use driftgauge_protocol::{
-    Batch, BertConfig, Dtype, Failure, LoadedModel, Tensor, Weights, observation,
+    Batch, BertConfig, Dtype, Failure, LoadedModel, Stage, Step, Tensor, Weights, observation,
 };
-use half::{bf16, f16};
 use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session, SessionOutputs};
-use ort::value::{DynValue, PrimitiveTensorElementType, TensorRef};
+use ort::value::{DynValue, TensorRef};
 
-use crate::graph::INPUTS;
+use crate::graph::{self, INPUTS, Source};
+use crate::session::{self, Settings};
+use crate::values::{self, Rows};
 
-/// The sessions, and what is needed to check what goes in and comes out.
+/// The sessions, and what is needed to make more of them and to check what goes in and comes out.
 pub(crate) struct Model {
     pub(crate) encoder: Session,
     /// From the last hidden state to the logits.
     pub(crate) head: Option<Session>,
+    /// Stages with every step as an output, made when they are asked for.
+    pub(crate) stages: BTreeMap<Stage, StageSession>,
+    pub(crate) settings: Settings,
     pub(crate) config: BertConfig,
     pub(crate) dtype: Dtype,
     /// The session maps the word embeddings for as long as it lives, so the file is checked at every
     /// run.
     pub(crate) weights: Weights,
+    pub(crate) fault: Option<Fault>,
+}
+
+/// A stage, and the output that holds each of its steps.
+pub(crate) struct StageSession {
+    session: Session,
+    steps: Vec<(Step, String)>,
 }
 
 impl LoadedModel for Model {
@@ -35,6 +47,25 @@ impl LoadedModel for Model {
             return Ok(BTreeMap::new());
         }
         self.compute(batch, &wanted)
+    }
+
+    fn probe(
+        &mut self,
+        stage: Stage,
+        batch: &Batch,
+        input: Option<&Tensor>,
+    ) -> Result<BTreeMap<String, Tensor>, Failure> {
+        self.weights.check_unchanged()?;
+        if stage == Stage::Head && self.head.is_none() {
+            return Err(Failure::error(
+                "the head cannot be probed: the model was loaded without it",
+            ));
+        }
+        if !self.stages.contains_key(&stage) {
+            let session = self.stage_session(stage)?;
+            self.stages.insert(stage, session);
+        }
+        self.compute_stage(stage, batch, input)
     }
 }
 
@@ -54,102 +85,160 @@ impl Model {
             .clone()
             .chain(wants_logits.then_some(&*last))
             .collect();
-        let feed = |values| TensorRef::from_array_view(([batch.sequences, batch.length], values));
-        let [ids, types, mask] = INPUTS;
-        let inputs = ort::inputs! {
-            ids => feed(&batch.input_ids[..]).map_err(failed)?,
-            types => feed(&batch.token_type_ids[..]).map_err(failed)?,
-            mask => feed(&batch.attention_mask[..]).map_err(failed)?,
-        };
+        let integers = Integers::new(batch, &self.config, self.fault.as_ref());
         let options = selected(needed.into_iter()).map_err(failed)?;
         let outputs = self
             .encoder
-            .run_with_options(inputs, &options)
+            .run_with_options(integers.all()?, &options)
             .map_err(failed)?;
         let mut observed = BTreeMap::new();
         for name in states {
-            observed.insert(
-                name.to_owned(),
-                fetch(output(&outputs, name)?, self.dtype, None)?,
-            );
+            let state = values::tensor(output(&outputs, name)?, self.dtype, None)?;
+            observed.insert(name.to_owned(), state);
         }
         if let (true, Some(head)) = (wants_logits, &mut self.head) {
             let inputs = ort::inputs! { &*last => output(&outputs, &last)? };
             let scores = head.run(inputs).map_err(failed)?;
             let logits = output(&scores, observation::LOGITS)?;
-            let logits = fetch(logits, self.dtype, Some(&batch.logit_rows))?;
+            let logits = values::tensor(logits, self.dtype, Some(logit_rows(batch)))?;
             observed.insert(observation::LOGITS.to_owned(), logits);
         }
         Ok(observed)
+    }
+
+    fn stage_session(&self, stage: Stage) -> Result<StageSession, Failure> {
+        let source = Source {
+            config: &self.config,
+            weights: &self.weights,
+            dtype: self.dtype,
+            fault: self.fault.as_ref(),
+        };
+        let written = graph::write_stage(source, stage)?;
+        let session = session::create(&self.settings, &written.model, self.weights.path())
+            .map_err(|error| session::failure(&error, self.dtype))?;
+        self.weights.check_unchanged()?;
+        Ok(StageSession {
+            session,
+            steps: written.steps,
+        })
+    }
+
+    fn compute_stage(
+        &mut self,
+        stage: Stage,
+        batch: &Batch,
+        input: Option<&Tensor>,
+    ) -> Result<BTreeMap<String, Tensor>, Failure> {
+        let integers = Integers::new(batch, &self.config, self.fault.as_ref());
+        let Some(StageSession { session, steps }) = self.stages.get_mut(&stage) else {
+            return Err(Failure::error(format!("`{stage}` has no session")));
+        };
+        let names: BTreeSet<&str> = session.inputs().iter().map(|input| input.name()).collect();
+        let mut inputs = integers.some(&names)?;
+        if let Some(input) = input {
+            let before = match stage {
+                Stage::Embeddings | Stage::Layer(0 | 1) => observation::EMBEDDINGS.to_owned(),
+                Stage::Layer(layer) => observation::hidden(layer - 1),
+                Stage::Head => observation::hidden(self.config.num_hidden_layers),
+            };
+            inputs.push((before.into(), values::value(input)?.into()));
+        }
+        let outputs = session.run(inputs).map_err(failed)?;
+        let mut results = BTreeMap::new();
+        for (step, name) in &*steps {
+            let value = output(&outputs, name)?;
+            let rows = (stage == Stage::Head).then(|| logit_rows(batch));
+            let mut result = values::tensor(value, self.dtype, rows)?;
+            let attends = matches!(step, Step::Scores | Step::Probabilities);
+            if stage != Stage::Head && !attends {
+                let tokens = batch.sequences * batch.length;
+                let numbers = result.bytes().len() / self.dtype.size();
+                let shape = vec![batch.sequences, batch.length, numbers / tokens];
+                result = values::reshaped(&result, shape)?;
+            }
+            results.insert(step.name().to_owned(), result);
+        }
+        Ok(results)
+    }
+}
+
+pub(crate) fn logit_rows(batch: &Batch) -> Rows<'_> {
+    Rows {
+        wanted: &batch.logit_rows,
+        length: batch.length,
+    }
+}
+
+/// What is fed beside hidden states, by name.
+struct Integers<'a> {
+    shape: [usize; 2],
+    shared: [(&'static str, &'a [i64]); 3],
+    /// Masks of single layers.
+    own: Vec<(String, Vec<i64>)>,
+}
+
+type Feed<'a> = Vec<(
+    std::borrow::Cow<'a, str>,
+    ort::session::SessionInputValue<'a>,
+)>;
+
+impl<'a> Integers<'a> {
+    fn new(batch: &'a Batch, config: &BertConfig, fault: Option<&Fault>) -> Self {
+        let [ids, types, mask] = INPUTS;
+        let own = fault.into_iter().flat_map(|fault| {
+            let layers = graph::masked_layers(config, Some(fault));
+            layers.into_iter().filter_map(|layer| {
+                let mask = fault.mask(layer, batch)?;
+                Some((graph::mask_input(layer), mask.attended))
+            })
+        });
+        Self {
+            shape: [batch.sequences, batch.length],
+            shared: [
+                (ids, &batch.input_ids),
+                (types, &batch.token_type_ids),
+                (mask, &batch.attention_mask),
+            ],
+            own: own.collect(),
+        }
+    }
+
+    /// Everything.
+    fn all(&self) -> Result<Feed<'_>, Failure> {
+        let own = self.own.iter().map(|(name, mask)| (&**name, &**mask));
+        let all = self.shared.into_iter().chain(own);
+        all.map(|(name, values)| {
+            let value = TensorRef::from_array_view((self.shape, values)).map_err(failed)?;
+            Ok((name.into(), value.into()))
+        })
+        .collect()
+    }
+
+    /// What a session has an input for.
+    fn some(&self, names: &BTreeSet<&str>) -> Result<Feed<'_>, Failure> {
+        let mut feed = self.all()?;
+        feed.retain(|(name, _)| names.contains(&**name));
+        Ok(feed)
     }
 }
 
 /// ONNX Runtime computes every node of a graph, whatever is fetched; selecting outputs only spares
 /// their copies.
-fn selected<'a>(
+pub(crate) fn selected<'a>(
     names: impl Iterator<Item = &'a str>,
 ) -> ort::Result<RunOptions<HasSelectedOutputs>> {
     let outputs = names.fold(OutputSelector::no_default(), OutputSelector::with);
     Ok(RunOptions::new()?.with_outputs(outputs))
 }
 
-fn failed(error: ort::Error) -> Failure {
+pub(crate) fn failed(error: ort::Error) -> Failure {
     Failure::error(format!("ONNX Runtime: {error}"))
 }
 
-fn output<'a>(outputs: &'a SessionOutputs<'_>, name: &str) -> Result<&'a DynValue, Failure> {
+pub(crate) fn output<'a>(
+    outputs: &'a SessionOutputs<'_>,
+    name: &str,
+) -> Result<&'a DynValue, Failure> {
     let missing = || Failure::error(format!("ONNX Runtime returned no output `{name}`"));
     outputs.get(name).ok_or_else(missing)
-}
-
-/// A whole output, or the selected (sequence, position) rows of it. An output of another dtype than
-/// the requested one is an error.
-fn fetch(
-    value: &DynValue,
-    dtype: Dtype,
-    rows: Option<&[(usize, usize)]>,
-) -> Result<Tensor, Failure> {
-    let (shape, bytes) = match dtype {
-        Dtype::F64 => little_endian(value, rows, f64::to_le_bytes),
-        Dtype::F32 => little_endian(value, rows, f32::to_le_bytes),
-        Dtype::F16 => little_endian(value, rows, f16::to_le_bytes),
-        Dtype::Bf16 => little_endian(value, rows, bf16::to_le_bytes),
-        Dtype::I64 => little_endian(value, rows, i64::to_le_bytes),
-    }?;
-    Tensor::new(dtype, shape, bytes).map_err(|error| Failure::error(error.to_string()))
-}
-
-fn little_endian<T: PrimitiveTensorElementType + Copy, const N: usize>(
-    value: &DynValue,
-    rows: Option<&[(usize, usize)]>,
-    bytes: impl Fn(T) -> [u8; N],
-) -> Result<(Vec<usize>, Vec<u8>), Failure> {
-    let (shape, elements) = value
-        .try_extract_tensor::<T>()
-        .map_err(|error| Failure::error(format!("an output cannot be read: {error}")))?;
-    let [sequences, length, width] = **shape else {
-        return Err(Failure::error(format!("an output has the shape {shape:?}")));
-    };
-    let [sequences, length, width] = [sequences, length, width].map(|extent| extent as usize);
-    let mut written = Vec::new();
-    let mut write = |elements: &[T]| {
-        written.reserve_exact(elements.len() * N);
-        elements
-            .iter()
-            .for_each(|element| written.extend_from_slice(&bytes(*element)));
-    };
-    let Some(rows) = rows else {
-        write(elements);
-        return Ok((vec![sequences, length, width], written));
-    };
-    for (sequence, position) in rows {
-        let start = (sequence * length + position) * width;
-        let row = elements.get(start..start + width).ok_or_else(|| {
-            Failure::error(format!(
-                "row ({sequence}, {position}) is outside the output"
-            ))
-        })?;
-        write(row);
-    }
-    Ok((vec![rows.len(), width], written))
 }

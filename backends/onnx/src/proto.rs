@@ -30,6 +30,46 @@ pub struct ModelProto {
     pub opset_import: Vec<OperatorSetIdProto>,
 }
 
+/// A [model](ModelProto), without its nodes and the elements of its constants: a reader skips what it does not
+/// know, so that a large model is not copied.
+#[derive(Clone, PartialEq, Message)]
+pub struct ModelOutline {
+    /// Version of the format.
+    #[prost(int64, tag = "1")]
+    pub ir_version: i64,
+    /// Program that wrote the model.
+    #[prost(string, tag = "2")]
+    pub producer_name: String,
+    /// Version of that program.
+    #[prost(string, tag = "3")]
+    pub producer_version: String,
+    /// The graph.
+    #[prost(message, optional, tag = "7")]
+    pub graph: Option<GraphOutline>,
+    /// Operator sets, one per domain.
+    #[prost(message, repeated, tag = "8")]
+    pub opset_import: Vec<OperatorSetIdProto>,
+}
+
+/// A [graph](GraphProto), as far as a [`ModelOutline`] has it.
+#[derive(Clone, PartialEq, Message)]
+pub struct GraphOutline {
+    /// Constants.
+    #[prost(message, repeated, tag = "5")]
+    pub initializer: Vec<TensorOutline>,
+}
+
+/// Where the elements of a [constant](TensorProto) stand.
+#[derive(Clone, PartialEq, Message)]
+pub struct TensorOutline {
+    /// `location`, `offset` and `length`, where the elements stand in another file.
+    #[prost(message, repeated, tag = "13")]
+    pub external_data: Vec<StringStringEntryProto>,
+    /// Where the elements stand.
+    #[prost(enumeration = "DataLocation", tag = "14")]
+    pub data_location: i32,
+}
+
 /// An operator set.
 #[derive(Clone, PartialEq, Message)]
 pub struct OperatorSetIdProto {
@@ -186,6 +226,8 @@ pub enum DataType {
     Undefined = 0,
     /// IEEE binary32.
     Float = 1,
+    /// 32-bit integer.
+    Int32 = 6,
     /// 64-bit integer.
     Int64 = 7,
     /// IEEE binary16.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use driftgauge_onnx::graph;
 use driftgauge_onnx::proto::{ModelProto, NodeProto};
 use driftgauge_onnx::runtime::Runtime;
-use driftgauge_onnx::session::{self, Level};
+use driftgauge_onnx::session::{self, Level, Optimisation, Settings};
 use driftgauge_protocol::{Dtype, HiddenAct, Weights};
 use fixture::{Checkpoint, Stored, batch, config, library};
 use ort::value::DynValue;
@@ -29,11 +29,18 @@ fn run(
 ) -> (Vec<NodeProto>, BTreeMap<String, DynValue>) {
     let runtime = Runtime::start(&library()).expect("a runtime");
     let optimised = tempfile::NamedTempFile::new().expect("a temporary file");
-    let options = session::options(&runtime, level, 1)
+    let settings = Settings {
+        runtime,
+        optimisation: Optimisation {
+            level,
+            ..Optimisation::default()
+        },
+        threads: 1,
+    };
+    let options = session::options(&settings)
         .and_then(|options| Ok(options.with_optimized_model_path(optimised.path())?))
         .expect("options");
-    let folder = stored.weights.path.parent().expect("a folder");
-    let mut session = session::create(options, model, folder).expect("a session");
+    let mut session = session::commit(options, model, &stored.weights.path).expect("a session");
     let optimised = std::fs::read(optimised.path()).expect("the optimised model");
     let optimised = ModelProto::decode(&optimised[..]).expect("an ONNX model");
     let values = session.run(inputs).expect("a run");
@@ -79,7 +86,7 @@ fn bits(values: &BTreeMap<String, DynValue>, dtype: Dtype) -> BTreeMap<String, V
 
 fn produce(stored: &Stored, dtype: Dtype, level: Level, outputs: &[String]) -> Production {
     let weights = Weights::open(&stored.weights).expect("weights");
-    let model = graph::write(&stored.config, &weights, dtype, outputs).expect("a graph");
+    let model = graph::write(stored.source(&weights, dtype), outputs).expect("a graph");
     let (nodes, values) = run(stored, &model, level, feed());
     Production {
         nodes,
@@ -139,8 +146,9 @@ fn cutting_off_the_head_changes_nothing() {
         (Dtype::F16, Level::All),
     ] {
         let whole = produce(&stored, dtype, level, &all);
-        let encoder = graph::write(&model.config, &weights, dtype, &states).expect("a graph");
-        let head = graph::write_head(&model.config, &weights, dtype).expect("a graph");
+        let source = stored.source(&weights, dtype);
+        let encoder = graph::write(source, &states).expect("a graph");
+        let head = graph::write_head(source).expect("a graph");
         let (_, mut values) = run(&stored, &encoder, level, feed());
         let mut cut = bits(&values, dtype);
         let last = values.remove("hidden.3").expect("the last hidden state");

@@ -11,7 +11,7 @@ use prost::Message;
 fn write(stored: &Stored, dtype: Dtype) -> ModelProto {
     let weights = Weights::open(&stored.weights).expect("weights");
     let outputs = graph::observations(&stored.config, true);
-    graph::write(&stored.config, &weights, dtype, &outputs).expect("a graph")
+    graph::write(stored.source(&weights, dtype), &outputs).expect("a graph")
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn weights_of_another_shape_are_refused() {
     let mut stored = Checkpoint::new(config(HiddenAct::Gelu)).write(Dtype::F32, str::to_owned);
     stored.config.intermediate_size = 24;
     let weights = Weights::open(&stored.weights).expect("weights");
-    let failure = graph::write(&stored.config, &weights, Dtype::F32, &[]);
+    let failure = graph::write(stored.source(&weights, Dtype::F32), &[]);
     assert_eq!(
         failure.map(drop).map_err(|failure| failure.message),
         Err(

@@ -158,7 +158,7 @@ fn what_is_not_known_is_refused() {
         load(stored.load(Dtype::F32, &[("lib", &library().display().to_string())])),
     ]);
     for (reply, expected) in replies[1..5].iter().zip([
-        "unknown option `optimise` (known: lib, opt)",
+        "unknown option `optimise` (known: gelu-approximation, lib, model, opt, without)",
         "option `opt` cannot be `fast` (known: disable, basic, extended, all)",
         "option `lib` is `libonnxruntime.so.1`, this worker was started with `",
         "device `cuda:0` is not available",
@@ -197,7 +197,13 @@ fn without_a_library_the_greeting_is_a_failure_with_a_hint() {
     let mut output = Vec::new();
     let mut input = Vec::new();
     write_frame(&mut input, &load(stored().load(Dtype::F32, &[])).0, &[]).expect("a request");
-    serve::serve(&mut Onnx::default(), &mut &input[..], &mut output).expect("a conversation");
+    serve::serve(
+        &mut Onnx::default(),
+        serve::Purpose::Conformance,
+        &mut &input[..],
+        &mut output,
+    )
+    .expect("a conversation");
     let (reply, _) = driftgauge_protocol::frame::read_frame::<Reply>(&mut &output[..])
         .expect("a frame")
         .expect("a reply");

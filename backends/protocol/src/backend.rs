@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{BertConfig, Failure, Hello, LoadRequest, Loaded, Tensor};
+use crate::{BertConfig, Failure, Hello, LoadRequest, Loaded, Stage, Tensor};
 
 /// A binding to one inference library.
 ///
@@ -42,6 +42,13 @@ pub trait Backend {
     /// [`crate::FailureKind::Unsupported`] for what the library cannot do,
     /// [`crate::FailureKind::Error`] for what should have worked.
     fn load(&mut self, request: &LoadRequest) -> Result<(Box<dyn LoadedModel>, Loaded), Failure>;
+
+    /// Whether [`Backend::load`] honours [`LoadRequest::fault`]: the changes of weights
+    /// ([`crate::Weights::under`]) and of steps. What is fed and answered is changed by the serve loop. A
+    /// change that the library cannot express must be refused as unsupported.
+    fn has_faults(&self) -> bool {
+        false
+    }
 }
 
 /// A model that is loaded and ready.
@@ -57,6 +64,24 @@ pub trait LoadedModel {
         batch: &Batch,
         wanted: &[String],
     ) -> Result<BTreeMap<String, Tensor>, Failure>;
+
+    /// Runs one stage from `input`, the hidden state before it (none for the embedding stage), and
+    /// returns the result of each of its steps ([`Stage::steps`]) under its name, in the shape that
+    /// [`crate::Step`] states. It should compute as [`LoadedModel::run`] does; the harness holds its
+    /// last step against that.
+    ///
+    /// # Errors
+    /// Where the library fails, or cannot be opened so far.
+    fn probe(
+        &mut self,
+        _stage: Stage,
+        _batch: &Batch,
+        _input: Option<&Tensor>,
+    ) -> Result<BTreeMap<String, Tensor>, Failure> {
+        Err(Failure::unsupported(
+            "this worker cannot show the steps inside a stage",
+        ))
+    }
 }
 
 /// A padded batch of `sequences` × `length` token IDs, row by row.

@@ -9,10 +9,12 @@
 //!
 //! ```text
 //! worker  → Hello                      unasked, when the library is ready
-//! harness → Load                       once
+//! harness → Load                       first; again to load another model in its place
 //! worker  → Loaded | Failed
-//! harness → Run  + input tensors       any number of times
-//! worker  → Ran  + observations | Failed
+//! harness → Run   + input tensors      any number of times
+//! worker  → Ran   + observations | Failed
+//! harness → Probe + input tensors      any number of times
+//! worker  → Ran   + steps | Failed
 //! harness closes the pipe; the worker exits with status 0
 //! ```
 //!
@@ -21,9 +23,11 @@
 
 mod backend;
 mod bert;
+pub mod fault;
 pub mod frame;
 mod message;
 pub mod serve;
+mod stage;
 mod tensor;
 mod weights;
 
@@ -31,8 +35,9 @@ pub use backend::{Backend, Batch, LoadedModel};
 pub use bert::{BertConfig, HiddenAct};
 pub use message::{
     Arithmetic, Bias, Failure, FailureKind, Hello, LoadRequest, Loaded, PROTOCOL_VERSION,
-    Properties, Ran, Reply, Request, RunRequest, Variance,
+    ProbeRequest, Properties, Ran, Reply, Request, RunRequest, Variance,
 };
+pub use stage::{Stage, Step};
 pub use tensor::{Dtype, Tensor, TensorError, decode_tensors, encode_tensors, widen};
 pub use weights::{FileIdentity, Location, Weights, WeightsError, WeightsFile};
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BertConfig, Dtype, WeightsFile};
+use crate::fault::Fault;
+use crate::{BertConfig, Dtype, Stage, WeightsFile};
 
 /// Both sides must have the same number. Raise it whenever a message or the frame changes.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Facts that a worker states about itself, sorted by name, for the record: build flags, CPU
 /// capability, execution provider, and the like.
@@ -17,10 +18,14 @@ pub type Properties = BTreeMap<String, String>;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub enum Request {
-    /// Load a model; asked once, first.
+    /// Load a model; asked first. Asked again, it takes the place of the one before.
     Load(Box<LoadRequest>),
     /// Run one padded batch; its tensors are in the payload, see [`crate::Batch`].
     Run(RunRequest),
+    /// Run one stage, and return the result of each of its steps. The payload is the batch, and beside it `input`,
+    /// the hidden state that the stage starts from, `[sequences, length, hidden_size]` in the dtype of the
+    /// model; the embedding stage has none.
+    Probe(ProbeRequest),
 }
 
 /// Everything a worker needs to load a model onto a device.
@@ -41,6 +46,8 @@ pub struct LoadRequest {
     pub threads: usize,
     /// Options of the target (`?opt=basic` and the like). A worker must refuse one it does not know.
     pub options: BTreeMap<String, String>,
+    /// How the model must deviate from the one above: only in a self-test, see [`crate::fault`].
+    pub fault: Option<Fault>,
 }
 
 /// Which observations of a batch are wanted; the batch itself is the payload.
@@ -55,6 +62,18 @@ pub struct RunRequest {
     pub logit_rows: Vec<(usize, usize)>,
 }
 
+/// Which stage is wanted; the batch and its input are the payload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeRequest {
+    /// Returned with the answer.
+    pub number: u64,
+    /// The stage.
+    pub stage: Stage,
+    /// The rows that the head is wanted for, as (sequence, position) pairs.
+    pub logit_rows: Vec<(usize, usize)>,
+}
+
 /// What a worker answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "reply")]
@@ -63,7 +82,7 @@ pub enum Reply {
     Hello(Hello),
     /// The model is loaded.
     Loaded(Loaded),
-    /// The batch was run; the observations are the payload.
+    /// The batch was run; the observations are the payload, or the [steps](crate::Step) of a stage by name.
     Ran(Ran),
     /// The request cannot be carried out; the worker is still alive.
     Failed(Failure),
@@ -161,7 +180,7 @@ impl Default for Arithmetic {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ran {
-    /// [`RunRequest::number`] of the request that this answers.
+    /// [`RunRequest::number`] or [`ProbeRequest::number`] of the request that this answers.
     pub number: u64,
     /// Time that the forward pass took, in seconds.
     pub seconds: f64,

@@ -5,10 +5,11 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::fault::{Fault, SELFTEST};
 use crate::frame::{FrameError, read_frame, write_frame};
 use crate::{
-    Backend, Batch, BertConfig, Failure, LoadRequest, Loaded, LoadedModel, Ran, Reply, Request,
-    RunRequest, Tensor, TensorError, decode_tensors, encode_tensors,
+    Backend, Batch, BertConfig, Dtype, Failure, LoadRequest, Loaded, LoadedModel, ProbeRequest,
+    Ran, Reply, Request, RunRequest, Stage, Tensor, TensorError, decode_tensors, encode_tensors,
 };
 
 /// Why the serve loop ended other than by the harness closing the pipe.
@@ -30,9 +31,14 @@ pub enum ServeError {
 ///
 /// Returns 0 after a clean end and 1 after a broken conversation, with the reason on stderr.
 pub fn main(mut backend: impl Backend) -> ExitCode {
+    let purpose = match std::env::args().any(|argument| argument == SELFTEST) {
+        true => Purpose::SelfTest,
+        false => Purpose::Conformance,
+    };
     let result = take_stdout().map_err(ServeError::from).and_then(|output| {
         let mut input = BufReader::new(io::stdin().lock());
-        serve(&mut backend, &mut input, &mut BufWriter::new(output))
+        let mut output = BufWriter::new(output);
+        serve(&mut backend, purpose, &mut input, &mut output)
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,6 +51,15 @@ pub fn main(mut backend: impl Backend) -> ExitCode {
     }
 }
 
+/// What a worker was started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To compute what the model computes: faults are refused.
+    Conformance,
+    /// To deviate from it on request.
+    SelfTest,
+}
+
 /// Serves requests until `input` ends. Has no globals, so that tests feed it bytes.
 ///
 /// # Errors
@@ -52,6 +67,7 @@ pub fn main(mut backend: impl Backend) -> ExitCode {
 /// [`Reply::Failed`] and the loop goes on.
 pub fn serve(
     backend: &mut dyn Backend,
+    purpose: Purpose,
     input: &mut dyn Read,
     output: &mut dyn Write,
 ) -> Result<(), ServeError> {
@@ -62,8 +78,9 @@ pub fn serve(
     let mut served = None;
     while let Some((request, payload)) = read_frame::<Request>(input)? {
         let outcome = match request {
-            Request::Load(request) => load(backend, *request, &mut served),
+            Request::Load(request) => load(backend, purpose, *request, &mut served),
             Request::Run(request) => run(served.as_mut(), request, &payload),
+            Request::Probe(request) => probe(served.as_mut(), request, &payload),
         };
         let (reply, tensors) =
             outcome.unwrap_or_else(|failure| (Reply::Failed(failure), BTreeMap::new()));
@@ -78,16 +95,30 @@ type Outcome = Result<(Reply, BTreeMap<String, Tensor>), Failure>;
 struct Served {
     model: Box<dyn LoadedModel>,
     config: BertConfig,
+    dtype: Dtype,
     offered: Vec<String>,
+    fault: Option<Fault>,
 }
 
-fn load(backend: &mut dyn Backend, request: LoadRequest, served: &mut Option<Served>) -> Outcome {
+fn load(
+    backend: &mut dyn Backend,
+    purpose: Purpose,
+    request: LoadRequest,
+    served: &mut Option<Served>,
+) -> Outcome {
     let start = Instant::now();
+    // Before the next one: there may be no room for two.
+    *served = None;
+    if let Some(fault) = &request.fault {
+        check_fault(fault, purpose, backend)?;
+    }
     let (model, loaded) = backend.load(&request)?;
     *served = Some(Served {
         model,
         config: request.config,
+        dtype: loaded.dtype,
         offered: loaded.observations.clone(),
+        fault: request.fault,
     });
     let loaded = Loaded {
         seconds: start.elapsed().as_secs_f64(),
@@ -96,10 +127,30 @@ fn load(backend: &mut dyn Backend, request: LoadRequest, served: &mut Option<Ser
     Ok((Reply::Loaded(loaded), BTreeMap::new()))
 }
 
+fn check_fault(fault: &Fault, purpose: Purpose, backend: &dyn Backend) -> Result<(), Failure> {
+    if purpose == Purpose::Conformance {
+        return Err(Failure::error(
+            "asked for a fault outside of a self-test: this worker computes the model as it is",
+        ));
+    }
+    if !backend.has_faults() {
+        return Err(Failure::unsupported("this worker has no faults"));
+    }
+    let misplaced = fault
+        .step_edits()
+        .find(|edit| !edit.change.fits(edit.stage, edit.step));
+    match misplaced {
+        None => Ok(()),
+        Some(edit) => Err(Failure::error(format!(
+            "fault `{}`: {:?} is no change of `{}` in `{}`",
+            fault.name, edit.change, edit.step, edit.stage
+        ))),
+    }
+}
+
 fn run(served: Option<&mut Served>, request: RunRequest, payload: &[u8]) -> Outcome {
-    let served = served.ok_or_else(|| Failure::error("asked to run before a model was loaded"))?;
-    let tensors = decode_tensors(payload)
-        .map_err(|error| Failure::error(format!("the batch cannot be read: {error}")))?;
+    let served = served.ok_or_else(not_loaded)?;
+    let tensors = decode_tensors(payload).map_err(|error| unreadable(&error))?;
     let RunRequest {
         number,
         wanted,
@@ -114,12 +165,68 @@ fn run(served: Option<&mut Served>, request: RunRequest, payload: &[u8]) -> Outc
     let batch = Batch::from_tensors(tensors, logit_rows)?;
     batch.check(&served.config)?;
     let start = Instant::now();
-    let observations = served.model.run(&batch, &wanted)?;
+    let observations = match &served.fault {
+        None => served.model.run(&batch, &wanted)?,
+        Some(fault) => {
+            let fed = fault.feed(&batch, &wanted);
+            let computed = served.model.run(&fed.batch, &fed.wanted)?;
+            fault.answer(&batch, &wanted, computed)
+        }
+    };
     let ran = Ran {
         number,
         seconds: start.elapsed().as_secs_f64(),
     };
     Ok((Reply::Ran(ran), observations))
+}
+
+fn probe(served: Option<&mut Served>, request: ProbeRequest, payload: &[u8]) -> Outcome {
+    let served = served.ok_or_else(not_loaded)?;
+    let mut tensors = decode_tensors(payload).map_err(|error| unreadable(&error))?;
+    let ProbeRequest {
+        number,
+        stage,
+        logit_rows,
+    } = request;
+    let input = tensors.remove("input");
+    let batch = Batch::from_tensors(tensors, logit_rows)?;
+    batch.check(&served.config)?;
+    let wanted = match stage {
+        Stage::Layer(layer) if layer > served.config.num_hidden_layers => {
+            let layers = served.config.num_hidden_layers;
+            return Err(Failure::error(format!(
+                "there is no `{stage}`, the model has {layers} layers"
+            )));
+        }
+        Stage::Embeddings => None,
+        _ => {
+            let shape = vec![batch.sequences, batch.length, served.config.hidden_size];
+            Some((served.dtype, shape))
+        }
+    };
+    let found = input
+        .as_ref()
+        .map(|input| (input.dtype(), input.shape().to_vec()));
+    if found != wanted {
+        return Err(Failure::error(format!(
+            "the input of `{stage}` is {found:?}, expected {wanted:?}"
+        )));
+    }
+    let start = Instant::now();
+    let steps = served.model.probe(stage, &batch, input.as_ref())?;
+    let ran = Ran {
+        number,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    Ok((Reply::Ran(ran), steps))
+}
+
+fn not_loaded() -> Failure {
+    Failure::error("asked to run before a model was loaded")
+}
+
+fn unreadable(error: &TensorError) -> Failure {
+    Failure::error(format!("the batch cannot be read: {error}"))
 }
 
 /// Moves standard output to a descriptor of our own and lets descriptor 1 point at stderr, so that
@@ -146,7 +253,9 @@ fn take_stdout() -> io::Result<impl Write> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::{Change, Edit, OutputChange, StepEdit};
     use crate::{Arithmetic, Dtype, FileIdentity, Hello, HiddenAct, PROTOCOL_VERSION, Properties};
+    use crate::{FailureKind, Step};
     use crate::{WeightsFile, observation};
 
     /// Returns the token IDs as `embeddings`, so that a test sees what arrived.
@@ -231,6 +340,7 @@ mod tests {
             dtype,
             threads: 1,
             options: BTreeMap::new(),
+            fault: None,
         }))
     }
 
@@ -246,12 +356,20 @@ mod tests {
     }
 
     fn converse(requests: &[(Request, Vec<u8>)]) -> Vec<(Reply, Vec<u8>)> {
+        converse_for(Purpose::Conformance, &mut Echo, requests)
+    }
+
+    fn converse_for(
+        purpose: Purpose,
+        backend: &mut dyn Backend,
+        requests: &[(Request, Vec<u8>)],
+    ) -> Vec<(Reply, Vec<u8>)> {
         let mut input = Vec::new();
         for (request, payload) in requests {
             write_frame(&mut input, request, payload).unwrap();
         }
         let mut output = Vec::new();
-        serve(&mut Echo, &mut &input[..], &mut output).unwrap();
+        serve(backend, purpose, &mut &input[..], &mut output).unwrap();
         let mut output = &output[..];
         std::iter::from_fn(|| read_frame(&mut output).unwrap()).collect()
     }
@@ -331,9 +449,155 @@ mod tests {
         assert_eq!(messages.len(), 9);
     }
 
+    /// An echo that can be made to deviate, as far as what is fed and answered goes.
+    struct Faulty;
+
+    impl Backend for Faulty {
+        fn hello(&mut self) -> Result<Hello, Failure> {
+            Echo.hello()
+        }
+
+        fn load(
+            &mut self,
+            request: &LoadRequest,
+        ) -> Result<(Box<dyn LoadedModel>, Loaded), Failure> {
+            Echo.load(request)
+        }
+
+        fn has_faults(&self) -> bool {
+            true
+        }
+    }
+
+    fn load_under(edits: Vec<Edit>) -> (Request, Vec<u8>) {
+        let Request::Load(mut request) = load_request(Dtype::F32) else {
+            panic!("not a request to load");
+        };
+        let name = "test".to_owned();
+        request.fault = Some(Fault { name, edits });
+        (Request::Load(request), vec![])
+    }
+
+    fn message((reply, _): &(Reply, Vec<u8>)) -> &str {
+        match reply {
+            Reply::Failed(failure) => &failure.message,
+            _ => "ok",
+        }
+    }
+
+    #[test]
+    fn faults_are_for_self_tests_and_for_backends_that_have_them() {
+        let change = Edit::Output(OutputChange::NextToken);
+        let requests = [load_under(vec![change]), run_request(&batch())];
+        let replies = converse_for(Purpose::Conformance, &mut Faulty, &requests);
+        let refusal = "asked for a fault outside of a self-test";
+        assert!(message(&replies[1]).starts_with(refusal), "{replies:?}");
+        // And what was loaded before is gone: nothing runs by mistake.
+        assert!(message(&replies[2]).contains("before a model was loaded"));
+
+        let replies = converse_for(Purpose::SelfTest, &mut Echo, &requests);
+        assert_eq!(message(&replies[1]), "this worker has no faults");
+        assert!(matches!(
+            &replies[1].0,
+            Reply::Failed(failure) if failure.kind == FailureKind::Unsupported
+        ));
+
+        let replies = converse_for(Purpose::SelfTest, &mut Faulty, &requests);
+        let tensors = decode_tensors(&replies[2].1).unwrap();
+        assert_eq!(tensors[observation::EMBEDDINGS].to_f64(), [7.0, 5.0]);
+    }
+
+    #[test]
+    fn a_change_of_a_step_that_does_not_have_it_is_refused() {
+        let edit = |stage, step| {
+            Edit::Step(StepEdit {
+                stage,
+                step,
+                change: Change::Epsilon(1e-5),
+            })
+        };
+        for (stage, step, expected) in [
+            (Stage::Layer(1), Step::Norm, "ok"),
+            (
+                Stage::Layer(1),
+                Step::Query,
+                "fault `test`: Epsilon(1e-5) is no change of `query` in `layer.1`",
+            ),
+            (
+                Stage::Head,
+                Step::AttentionNorm,
+                "fault `test`: Epsilon(1e-5) is no change of `attention-norm` in `head`",
+            ),
+        ] {
+            let requests = [load_under(vec![edit(stage, step)])];
+            let replies = converse_for(Purpose::SelfTest, &mut Faulty, &requests);
+            assert_eq!(message(&replies[1]), expected);
+        }
+    }
+
+    fn probe_request(stage: Stage, batch: &Batch, input: Option<Tensor>) -> (Request, Vec<u8>) {
+        let request = ProbeRequest {
+            number: 3,
+            stage,
+            logit_rows: batch.logit_rows.clone(),
+        };
+        let mut tensors = batch.to_tensors();
+        tensors.extend(input.map(|input| ("input".to_owned(), input)));
+        (Request::Probe(request), encode_tensors(&tensors).unwrap())
+    }
+
+    #[test]
+    fn an_impossible_probe_names_the_limit() {
+        let input = |width: usize| Tensor::from_f32(vec![1, 2, width], &vec![0.0; 2 * width]).ok();
+        let unloaded = converse(&[probe_request(Stage::Embeddings, &batch(), None)]);
+        assert!(message(&unloaded[1]).contains("before a model was loaded"));
+        for (stage, input, expected) in [
+            (
+                Stage::Layer(2),
+                input(4),
+                "there is no `layer.2`, the model has 1 layers",
+            ),
+            (
+                Stage::Layer(1),
+                None,
+                "the input of `layer.1` is None, expected Some((F32, [1, 2, 4]))",
+            ),
+            (
+                Stage::Layer(1),
+                input(3),
+                "the input of `layer.1` is Some((F32, [1, 2, 3])), expected Some((F32, [1, 2, 4]))",
+            ),
+            (
+                Stage::Embeddings,
+                input(4),
+                "the input of `embeddings` is Some((F32, [1, 2, 4])), expected None",
+            ),
+            (
+                Stage::Layer(1),
+                input(4),
+                "this worker cannot show the steps inside a stage",
+            ),
+        ] {
+            let requests = [
+                (load_request(Dtype::F32), vec![]),
+                probe_request(stage, &batch(), input),
+                run_request(&batch()),
+            ];
+            let replies = converse(&requests);
+            assert_eq!(message(&replies[2]), expected);
+            assert_eq!(message(&replies[3]), "ok", "the worker should go on");
+        }
+    }
+
     #[test]
     fn noise_on_the_pipe_ends_the_worker() {
-        let error = serve(&mut Echo, &mut &b"hello worker"[..], &mut Vec::new()).unwrap_err();
+        let error = serve(
+            &mut Echo,
+            Purpose::Conformance,
+            &mut &b"hello worker"[..],
+            &mut Vec::new(),
+        )
+        .unwrap_err();
         assert!(matches!(
             error,
             ServeError::Read(FrameError::NotAFrame { .. })

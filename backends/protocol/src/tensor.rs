@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
@@ -178,6 +179,27 @@ impl Tensor {
         Self::new(Dtype::I64, shape, bytes)
     }
 
+    /// A tensor of this dtype and shape with other values, rounded to nearest. `values` must be as many as
+    /// there are elements.
+    #[must_use]
+    pub(crate) fn with_values(&self, values: &[f64]) -> Self {
+        let mut bytes = Vec::with_capacity(self.bytes.len());
+        for value in values {
+            match self.dtype {
+                Dtype::F64 => bytes.extend(value.to_le_bytes()),
+                Dtype::F32 => bytes.extend((*value as f32).to_le_bytes()),
+                Dtype::F16 => bytes.extend(f16::from_f64(*value).to_le_bytes()),
+                Dtype::Bf16 => bytes.extend(bf16::from_f64(*value).to_le_bytes()),
+                Dtype::I64 => bytes.extend((*value as i64).to_le_bytes()),
+            }
+        }
+        Self {
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            bytes,
+        }
+    }
+
     /// Number format of the elements.
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -239,15 +261,28 @@ pub fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
             .iter()
             .map(|bytes| f64::from(f32::from_le_bytes(*bytes)))
             .collect(),
-        Dtype::F16 => halves
-            .iter()
-            .map(|bytes| f16::from_le_bytes(*bytes).to_f64())
-            .collect(),
-        Dtype::Bf16 => halves
-            .iter()
-            .map(|bytes| bf16::from_le_bytes(*bytes).to_f64())
-            .collect(),
+        Dtype::F16 => widen_halves(halves, |halves, wide| {
+            halves.reinterpret_cast::<f16>().convert_to_f32_slice(wide);
+        }),
+        Dtype::Bf16 => widen_halves(halves, |halves, wide| {
+            halves.reinterpret_cast::<bf16>().convert_to_f32_slice(wide);
+        }),
     }
+}
+
+/// Widens by way of f32, many at a time: one by one, each is a call that no compiler puts in line.
+fn widen_halves(halves: &[[u8; 2]], convert: impl Fn(&[u16], &mut [f32])) -> Vec<f64> {
+    const MANY: usize = 1024;
+    let (mut words, mut wide) = ([0u16; MANY], [0f32; MANY]);
+    let mut widened = Vec::with_capacity(halves.len());
+    for halves in halves.chunks(MANY) {
+        let (words, wide) = (&mut words[..halves.len()], &mut wide[..halves.len()]);
+        let pairs = words.iter_mut().zip(halves);
+        pairs.for_each(|(word, bytes)| *word = u16::from_le_bytes(*bytes));
+        convert(words, wide);
+        widened.extend(wide.iter().map(|value| f64::from(*value)));
+    }
+    widened
 }
 
 /// Named tensors as a safetensors payload.

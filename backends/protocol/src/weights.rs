@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use safetensors::{SafeTensorError, tensor::Metadata};
 use serde::{Deserialize, Serialize};
 
+use crate::fault::{self, Fault, Values, WeightEdit};
 use crate::{Dtype, Failure, Tensor, TensorError};
 
 /// A safetensors file and the names of its tensors.
@@ -100,6 +101,12 @@ pub enum WeightsError {
         /// Canonical name of the tensor.
         name: String,
     },
+    /// The fault does not fit the model.
+    #[error("the fault does not fit the model: {why}")]
+    Fault {
+        /// What does not fit.
+        why: String,
+    },
     /// The tensor cannot be used.
     #[error("tensor `{name}` of `{path}` cannot be used")]
     Tensor {
@@ -143,6 +150,9 @@ pub struct Weights {
     identity: FileIdentity,
     names: BTreeMap<String, String>,
     stored: BTreeMap<String, Location>,
+    edits: Vec<WeightEdit>,
+    /// From the canonical names of changed tensors to names that no stored tensor has.
+    changed: BTreeMap<String, String>,
 }
 
 impl Weights {
@@ -174,9 +184,31 @@ impl Weights {
             identity: weights.identity,
             names: weights.names.clone(),
             stored,
+            edits: Vec::new(),
+            changed: BTreeMap::new(),
         };
         opened.check_unchanged()?;
         Ok(opened)
+    }
+
+    /// The same weights under a fault.
+    #[must_use]
+    pub fn under(mut self, fault: Option<&Fault>) -> Self {
+        self.edits = fault
+            .iter()
+            .flat_map(|fault| fault.weight_edits())
+            .cloned()
+            .collect();
+        let tensors = self.edits.iter().map(|edit| &edit.tensor);
+        self.changed = tensors
+            .map(|tensor| (tensor.clone(), format!("changed {tensor}")))
+            .collect();
+        self
+    }
+
+    /// Whether a fault changes the tensor with a canonical name: then only [`Weights::read`] knows it.
+    pub fn is_changed(&self, name: &str) -> bool {
+        self.changed.contains_key(name)
     }
 
     /// The file.
@@ -189,11 +221,19 @@ impl Weights {
         self.names.keys().map(String::as_str)
     }
 
-    /// Name in the file of the tensor with a canonical name.
+    /// Name in the file of the tensor with a canonical name; tensors of one name are one. One that a fault changes
+    /// has a name of its own.
     ///
     /// # Errors
     /// [`WeightsError::Missing`].
     pub fn stored_name(&self, name: &str) -> Result<&str, WeightsError> {
+        match self.changed.get(name) {
+            Some(changed) => Ok(changed),
+            None => self.name_in_file(name),
+        }
+    }
+
+    fn name_in_file(&self, name: &str) -> Result<&str, WeightsError> {
         self.names
             .get(name)
             .map(String::as_str)
@@ -203,12 +243,12 @@ impl Weights {
             })
     }
 
-    /// Where the tensor with a canonical name lies.
+    /// Where the tensor with a canonical name lies. Also of one that a fault changes: its shape stays.
     ///
     /// # Errors
     /// [`WeightsError::Missing`].
     pub fn location(&self, name: &str) -> Result<&Location, WeightsError> {
-        let stored = self.stored_name(name)?;
+        let stored = self.name_in_file(name)?;
         self.stored
             .get(stored)
             .ok_or_else(|| WeightsError::Missing {
@@ -217,11 +257,36 @@ impl Weights {
             })
     }
 
-    /// Reads the tensor with a canonical name, in the dtype it is stored in.
+    /// Reads the tensor with a canonical name, in the dtype it is stored in, or in f32 where a fault
+    /// changes it.
     ///
     /// # Errors
-    /// [`WeightsError`] for a missing tensor or a file that cannot be read.
+    /// [`WeightsError`] for a missing tensor, a file that cannot be read, or a fault that does not fit.
     pub fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
+        if !self.is_changed(name) {
+            return self.read_stored(name);
+        }
+        let fault = |why| WeightsError::Fault { why };
+        let stored = |name: &str| {
+            let tensor = self.read_stored(name).map_err(|error| error.to_string())?;
+            Ok(Values {
+                numbers: tensor.to_f64(),
+                shape: tensor.shape().to_vec(),
+            })
+        };
+        let values = fault::changed(self.edits.iter(), name, stored).map_err(fault)?;
+        let Some(Values { numbers, shape }) = values else {
+            return self.read_stored(name);
+        };
+        let numbers: Vec<f32> = numbers.into_iter().map(|number| number as f32).collect();
+        Tensor::from_f32(shape, &numbers).map_err(|source| WeightsError::Tensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            source,
+        })
+    }
+
+    fn read_stored(&self, name: &str) -> Result<Tensor, WeightsError> {
         let location = self.location(name)?;
         let mut bytes = vec![0u8; location.length];
         self.file

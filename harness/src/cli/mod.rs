@@ -8,8 +8,10 @@ mod detection;
 mod diff;
 mod doctor;
 mod inputs;
+mod locate;
 mod progress;
 mod run;
+mod selftest;
 mod study;
 
 use std::io::{IsTerminal, Write};
@@ -54,6 +56,12 @@ enum Command {
     /// Measure how small a change of one layer is noticed
     #[command(after_help = detection::EXAMPLES)]
     Detection(detection::DetectionArguments),
+    /// Where does a target start to differ, and what does that look like?
+    #[command(after_help = locate::EXAMPLES)]
+    Locate(locate::LocateArguments),
+    /// Is every known fault found? Injects them all
+    #[command(after_help = selftest::EXAMPLES)]
+    Selftest(selftest::SelftestArguments),
     /// Compare records or bundles: what moved, and what changed around it
     #[command(after_help = DIFF_HELP)]
     Diff(DiffArguments),
@@ -113,6 +121,9 @@ pub struct RunArguments {
     /// Do not run a few batches in float64 as well, which tells a wrong formula from rounding
     #[arg(long)]
     no_float64: bool,
+    /// Do not judge every stage alone, and do not look for the cause of what is found
+    #[arg(long)]
+    no_locate: bool,
     /// Run all cases this many times; a verdict that differs from the first run's is a finding
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,
@@ -280,6 +291,8 @@ pub fn main() -> Result<u8, Exit> {
         Command::Consistency(arguments) => consistency::consistency(&arguments),
         Command::Calibrate(arguments) => calibrate::calibrate(&arguments),
         Command::Detection(arguments) => detection::detection(&arguments),
+        Command::Locate(arguments) => locate::locate(&arguments),
+        Command::Selftest(arguments) => selftest::selftest(&arguments),
         Command::Diff(arguments) => diff::diff(&arguments),
         Command::Accept(arguments) => accept::accept(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),

@@ -1,6 +1,6 @@
 //! `driftgauge run`: the main job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -13,6 +13,7 @@ use driftgauge::cache::Cache;
 use driftgauge::collect::{Surroundings, collect, summary};
 use driftgauge::install::Install;
 use driftgauge::judge::Bench;
+use driftgauge::locate::{self, Again};
 use driftgauge::model::{Manifest, Model, manifest};
 use driftgauge::oracle::{self, Truth};
 use driftgauge::plan::{Plan, plan};
@@ -22,10 +23,10 @@ use driftgauge::run::{TargetOutcome, Work, run_target};
 use driftgauge::suite::Suite;
 use driftgauge::target::Target;
 use driftgauge::worker::Launch;
-use driftgauge::{exit, host, output};
+use driftgauge::{exit, host, output, selftest};
 use driftgauge_protocol::{Dtype, LoadRequest};
 use driftgauge_reports::Format;
-use driftgauge_reports::record::{Method, RunRecord, RunTime, TruthRecord};
+use driftgauge_reports::record::{Finding, FindingKind, Method, RunRecord, RunTime, TruthRecord};
 use sha2::{Digest, Sha256};
 
 use super::inputs::{
@@ -155,6 +156,10 @@ fn judged(
         time: RunTime::default(),
     };
     let mut record = collect(bench, method, suites, outcomes, &predictions, surroundings);
+    if !setting.arguments.no_locate {
+        setting.locate(bench, outcomes, &mut record)?;
+        clock.lap("locate");
+    }
     if let Some(accepted) = &executed.accepted {
         baseline::compare(&mut record, accepted, &sketch);
         record.summary = summary(&record.results, &record.truth, outcomes.len());
@@ -345,6 +350,49 @@ impl Setting<'_> {
             self.threads,
             self.arguments.selection.timeout,
         )
+    }
+
+    /// Judges the stages of every target alone, and looks for the cause where one is bad.
+    fn locate(
+        &self,
+        bench: Bench<'_>,
+        outcomes: &[TargetOutcome],
+        record: &mut RunRecord,
+    ) -> Result<(), Exit> {
+        let instances = selftest::known(bench.model);
+        for (index, outcome) in outcomes.iter().enumerate() {
+            let own = record.results.iter().skip(index).step_by(outcomes.len());
+            let is_numeric = |finding: &Finding| {
+                matches!(finding.kind, FindingKind::Numeric | FindingKind::Damage)
+            };
+            let suspects = own
+                .enumerate()
+                .filter(|(_, result)| result.findings.iter().any(is_numeric));
+            let suspects: BTreeSet<usize> = suspects.map(|(case, _)| case).collect();
+            let jobs = locate::examine::chosen(bench.model, bench.plan, &suspects);
+            let again = || {
+                let Repeated {
+                    launch, request, ..
+                } = self.repeated(outcome, bench.model);
+                Again { launch, request }
+            };
+            let suspicious = !suspects.is_empty();
+            let found = locate::examine(
+                bench,
+                outcome,
+                &jobs,
+                &instances,
+                &Cache::find(),
+                suspicious,
+                &again,
+            );
+            let found = found.map_err(|why| Exit::input(anyhow!("{}: {why}", outcome.target)))?;
+            if let Some(location) = found {
+                locate::enter(record, index, location);
+            }
+        }
+        record.summary = summary(&record.results, &record.truth, outcomes.len());
+        Ok(())
     }
 
     /// What it takes to run a target again as it was run.

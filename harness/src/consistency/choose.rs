@@ -33,19 +33,20 @@ pub fn choose(plan: &Plan, most: usize, pad_token_id: usize) -> Plan {
     own
 }
 
-/// Every text as a case of its own, each token sequence once, the shortest first.
+/// Every text, or pair of texts, as a case of its own, each token sequence once, the shortest first.
 fn candidates(plan: &Plan) -> Vec<(PlannedCase, Sequence)> {
     let mut candidates: Vec<(PlannedCase, Sequence)> = Vec::new();
     for case in &plan.cases {
-        let texts = case.case.task.texts();
-        for (index, (text, encoded)) in texts.iter().zip(&case.encoded).enumerate() {
-            let name = match texts.len() {
+        let inputs = case.case.task.inputs();
+        for (index, (input, encoded)) in inputs.iter().zip(&case.encoded).enumerate() {
+            let name = match inputs.len() {
                 1 => case.case.name.clone(),
                 _ => format!("{}:{}", case.case.name, if index == 0 { 'a' } else { 'b' }),
             };
             let task = match &case.case.task {
                 Task::Similarity { .. } => Task::Features {
-                    text: (*text).to_owned(),
+                    text: input.text.to_owned(),
+                    text_pair: input.pair.map(str::to_owned),
                 },
                 other => other.clone(),
             };
@@ -142,8 +143,14 @@ pub(super) mod tests {
                 case: Case {
                     name: format!("case-{index}"),
                     task: match has_mask {
-                        true => Task::FillMask { text },
-                        false => Task::Features { text },
+                        true => Task::FillMask {
+                            text,
+                            text_pair: None,
+                        },
+                        false => Task::Features {
+                            text,
+                            text_pair: None,
+                        },
                     },
                     note: None,
                 },

@@ -163,6 +163,7 @@ fn likest(bench: Bench<'_>, loaded: &Loaded, failing: &[Failing<'_>]) -> Option<
                 dtype,
                 arithmetic: loaded.arithmetic,
                 shortcut,
+                by_stage: false,
                 samples: SAMPLES,
                 seed: SEED,
             };
@@ -302,6 +303,7 @@ mod tests {
                 name: "c".to_owned(),
                 task: crate::suite::Task::Features {
                     text: String::new(),
+                    text_pair: None,
                 },
                 note: None,
             },

@@ -88,6 +88,15 @@ pub fn judge(
         let reason = "the checkpoint has no masked-language-model head";
         return no_outcome(&Trouble::Refused(Failure::unsupported(reason)));
     }
+    // Only a model file of the user's own may lack what answers are made of.
+    let needed = match case.case.task {
+        Task::FillMask { .. } => observation::LOGITS.to_owned(),
+        _ => observation::hidden(bench.model.config.num_hidden_layers),
+    };
+    if !loaded.observations.contains(&needed) {
+        let reason = format!("the model file gives no `{needed}`");
+        return no_outcome(&Trouble::Refused(Failure::unsupported(reason)));
+    }
     let mut judging = Judging {
         bench,
         job,

@@ -14,7 +14,7 @@ mod weights;
 
 pub use file::HashedFile;
 pub use manifest::Manifest;
-pub use tokenizer::{Encoded, MASK, Tokenizer, UNKNOWN};
+pub use tokenizer::{Encoded, Input, MASK, Tokenizer, UNKNOWN};
 pub use weights::{ModelWeights, WeightView};
 
 /// What is wrong with a model. Every message names the file; [`ModelError::hint`] names the next
@@ -259,6 +259,7 @@ impl Model {
             dtype,
             threads,
             options: Default::default(),
+            fault: None,
         }
     }
 }

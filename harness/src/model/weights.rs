@@ -212,6 +212,11 @@ impl ModelWeights {
         }
     }
 
+    /// A tensor by its canonical name, if the model has it.
+    pub fn find(&self, name: &str) -> Option<WeightView<'_>> {
+        self.tensors.contains_key(name).then(|| self.view(name))
+    }
+
     /// What the workers are told about the file.
     pub fn file(&self) -> &WeightsFile {
         &self.file

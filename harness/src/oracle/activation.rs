@@ -3,22 +3,25 @@
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, PI};
 
 use driftgauge_protocol::HiddenAct;
+use driftgauge_protocol::fault::Activation;
 
 /// The cubic coefficient of the tanh approximation of GELU.
 const CUBIC: f64 = 0.044715;
 
-/// The activation function at one point.
-pub fn activation_value(activation: HiddenAct, x: f64) -> f64 {
-    match activation {
+/// An activation function at one point.
+pub fn activation_value(activation: impl Into<Activation>, x: f64) -> f64 {
+    match activation.into() {
         // x Φ(x), with erfc so that nothing cancels for negative x.
-        HiddenAct::Gelu => 0.5 * x * libm::erfc(-x * FRAC_1_SQRT_2),
+        Activation::Gelu => 0.5 * x * libm::erfc(-x * FRAC_1_SQRT_2),
         // Hendrycks and Gimpel, arXiv:1606.08415, section 2.
-        HiddenAct::GeluTanh => {
+        Activation::GeluTanh => {
             let inner = (2.0 / PI).sqrt() * (x + CUBIC * x * x * x);
             0.5 * x * (1.0 + inner.tanh())
         }
-        HiddenAct::Relu => x.max(0.0),
-        HiddenAct::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluQuick => x / (1.0 + (-1.702 * x).exp()),
+        Activation::Relu => x.max(0.0),
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Identity => x,
     }
 }
 

@@ -32,6 +32,11 @@ impl Errors {
         self.values.height() / self.samples
     }
 
+    /// Starts again without an error.
+    pub(super) fn clear(&mut self) {
+        self.values.values_mut().fill(0.0);
+    }
+
     /// Some rows of one sample.
     pub(super) fn of(&self, sample: usize, rows: Range<usize>) -> Matrix<f32> {
         let start = sample * self.height();
@@ -83,6 +88,11 @@ impl<'a> Carrier<'a> {
 
     pub(super) fn samples(&self) -> usize {
         self.noise.samples
+    }
+
+    /// Whether every stage starts without an error.
+    pub(super) fn is_by_stage(&self) -> bool {
+        self.noise.by_stage
     }
 
     /// Errors of the sum of the three embeddings.
@@ -155,7 +165,7 @@ impl<'a> Carrier<'a> {
             samples: carried.samples,
             values: linear(&carried.values, &narrow, &none),
         };
-        if self.noise.rounds(weight.dtype) || self.noise.rounds(bias.dtype) {
+        if self.rounds(weight) || self.rounds(bias) {
             let moved = self.rounding(bias, 0..outputs);
             let shift = linear(&input.truth, &|rows| self.rounding(weight, rows), &moved);
             self.shift(&mut errors, &shift);
@@ -330,11 +340,16 @@ impl<'a> Carrier<'a> {
         }
     }
 
+    /// Whether a weight changes on its way into the computation.
+    fn rounds(&self, weight: WeightView<'_>) -> bool {
+        !self.noise.by_stage && self.noise.rounds(weight.dtype)
+    }
+
     /// What rounding some rows of a weight to the dtype adds to them, in u; zeros where the dtype can
     /// hold them.
     fn rounding(&self, weight: WeightView<'_>, rows: Range<usize>) -> Vec<f64> {
         let exact = weight.rows_to_f64(rows);
-        if !self.noise.rounds(weight.dtype) {
+        if !self.rounds(weight) {
             return vec![0.0; exact.len()];
         }
         let rounded = self.noise.round(exact.clone());

@@ -13,6 +13,12 @@ mod activation;
 mod errors;
 mod linalg;
 mod noise;
+mod stage;
+#[cfg(test)]
+mod stage_tests;
+mod step_noise;
+#[cfg(test)]
+mod step_noise_tests;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,6 +33,7 @@ use errors::{Carrier, Errors};
 pub use linalg::{Element, Matrix};
 use linalg::{add, layer_norm, linear, product, softmax_rows};
 pub use noise::{Noise, ROUNDING_RMS, Shortcut};
+pub use stage::{Steps, Stepwise};
 
 /// One unpadded input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +148,7 @@ impl<'a> Pass<'a> {
             layer => observation::hidden(layer),
         };
         keep(&mut kept, &name, &hidden, &self.spans);
+        self.start_stage(&mut hidden);
         for layer in layer..self.config.num_hidden_layers {
             hidden = self.encoder_layer(layer, &hidden);
             keep(
@@ -149,11 +157,19 @@ impl<'a> Pass<'a> {
                 &hidden,
                 &self.spans,
             );
+            self.start_stage(&mut hidden);
         }
         if self.weights.has_head() {
             self.head(&mut kept, &hidden);
         }
         kept
+    }
+
+    fn start_stage(&self, hidden: &mut State) {
+        let by_stage = self.carrier.as_ref().is_some_and(Carrier::is_by_stage);
+        if let (true, Some(errors)) = (by_stage, &mut hidden.errors) {
+            errors.clear();
+        }
     }
 
     fn embeddings(&mut self) -> State {

@@ -48,6 +48,9 @@ pub struct Noise {
     pub arithmetic: Arithmetic,
     /// What is coarser than the dtype, in an implementation that cuts corners.
     pub shortcut: Option<Shortcut>,
+    /// Whether every stage starts without an error, from weights as the implementation has them, so that
+    /// each observation has the error of its own stage alone.
+    pub by_stage: bool,
     /// Samples of the error.
     pub samples: usize,
     /// Where the random numbers start.
@@ -358,6 +361,7 @@ mod tests {
             dtype: Dtype::F32,
             arithmetic,
             shortcut: None,
+            by_stage: false,
             samples: 1,
             seed: 0,
         }

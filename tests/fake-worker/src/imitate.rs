@@ -70,6 +70,7 @@ impl Imitation {
             dtype: noise_dtype,
             arithmetic: Arithmetic::default(),
             shortcut,
+            by_stage: false,
             samples: 1,
             // Not that of the predictions: an implementation does not know them.
             seed: 7,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use driftgauge_protocol::{Dtype, Failure, Weights};
+use driftgauge_protocol::{Dtype, Failure, Location, Weights};
 use half::{bf16, f16};
 
 use crate::proto::{
@@ -68,9 +68,26 @@ impl<'a> Writer<'a> {
         self.graph.input.push(value_info(name, dtype, dims));
     }
 
-    /// Declares that a value can be fetched.
+    /// Declares that a value of a stated shape can be fetched.
     pub(super) fn output(&mut self, name: &str, dims: &[Dim]) {
         self.graph.output.push(value_info(name, self.dtype, dims));
+    }
+
+    /// Declares that a value can be fetched, and states no shape: that could change what is fused.
+    /// A value is declared once, however often it is asked for.
+    pub(super) fn expose(&mut self, name: &str) {
+        if self.graph.output.iter().any(|output| output.name == name) {
+            return;
+        }
+        let mut output = value_info(name, self.dtype, &[]);
+        if let Some(tensor) = output
+            .r#type
+            .as_mut()
+            .and_then(|kind| kind.tensor_type.as_mut())
+        {
+            tensor.shape = None;
+        }
+        self.graph.output.push(output);
     }
 
     /// States the shape of a value that ONNX's shape inference does not find out by itself.
@@ -115,10 +132,11 @@ impl<'a> Writer<'a> {
     }
 
     /// The value of a weight, which must have the given shape: an external initialiser, behind a
-    /// `Cast` where the file stores another dtype (exact from a narrower one).
+    /// `Cast` where the file stores another dtype (exact from a narrower one). One that a fault changes
+    /// is in no file, and stands in the graph.
     ///
     /// # Errors
-    /// For a weight that is missing or of another shape.
+    /// For a weight that is missing or of another shape, and for one that a fault cannot change.
     pub(super) fn weight(&mut self, name: &str, shape: &[usize]) -> Result<String, Failure> {
         let location = self.weights.location(name)?;
         if location.shape != shape {
@@ -131,12 +149,28 @@ impl<'a> Writer<'a> {
         if let Some(value) = self.values.get(stored) {
             return Ok(value.clone());
         }
+        let (initializer, dtype) = match self.weights.is_changed(name) {
+            true => self.inline(name)?,
+            false => (self.external(name, location), location.dtype),
+        };
+        self.graph.initializer.push(initializer);
+        let value = if dtype == self.dtype {
+            name.to_owned()
+        } else {
+            self.cast(name, &format!("{name}.{}", self.dtype))
+        };
+        self.values.insert(stored.to_owned(), value.clone());
+        Ok(value)
+    }
+
+    /// An initialiser that is a piece of the file.
+    fn external(&self, name: &str, location: &Location) -> TensorProto {
         let entry = |key: &str, value: String| StringStringEntryProto {
             key: key.to_owned(),
             value,
         };
-        self.graph.initializer.push(TensorProto {
-            dims: extents(shape),
+        TensorProto {
+            dims: extents(&location.shape),
             data_type: data_type(location.dtype).into(),
             name: name.to_owned(),
             external_data: vec![
@@ -146,25 +180,40 @@ impl<'a> Writer<'a> {
             ],
             data_location: DataLocation::External.into(),
             ..TensorProto::default()
-        });
-        let value = if location.dtype == self.dtype {
-            name.to_owned()
-        } else {
-            self.cast(name, &format!("{name}.{}", self.dtype))
+        }
+    }
+
+    /// An initialiser that stands in the graph, and its dtype.
+    fn inline(&self, name: &str) -> Result<(TensorProto, Dtype), Failure> {
+        let tensor = self.weights.read(name)?;
+        let initializer = TensorProto {
+            dims: extents(tensor.shape()),
+            data_type: data_type(tensor.dtype()).into(),
+            name: name.to_owned(),
+            raw_data: tensor.bytes().to_vec(),
+            ..TensorProto::default()
         };
-        self.values.insert(stored.to_owned(), value.clone());
-        Ok(value)
+        Ok((initializer, tensor.dtype()))
     }
 
     /// A `Cast` to the dtype of the graph.
     pub(super) fn cast(&mut self, input: &str, output: &str) -> String {
-        let to = AttributeProto::int("to", i32::from(data_type(self.dtype)).into());
+        self.cast_to(self.dtype, input, output)
+    }
+
+    /// A `Cast` to another dtype.
+    pub(super) fn cast_to(&mut self, dtype: Dtype, input: &str, output: &str) -> String {
+        let to = AttributeProto::int("to", i32::from(data_type(dtype)).into());
         self.node("Cast", &[input], output, vec![to])
     }
 
     /// A scalar constant, rounded to the dtype of the graph.
     pub(super) fn scalar(&mut self, name: &str, value: f64) -> String {
-        let dtype = self.dtype;
+        self.scalar_of(self.dtype, name, value)
+    }
+
+    /// A scalar constant of another dtype.
+    pub(super) fn scalar_of(&mut self, dtype: Dtype, name: &str, value: f64) -> String {
         self.constant(name, &[], dtype, || match dtype {
             Dtype::F64 => value.to_le_bytes().to_vec(),
             Dtype::F32 => (value as f32).to_le_bytes().to_vec(),
@@ -206,7 +255,7 @@ impl<'a> Writer<'a> {
 }
 
 /// ONNX's name for a dtype.
-fn data_type(dtype: Dtype) -> DataType {
+pub(super) fn data_type(dtype: Dtype) -> DataType {
     match dtype {
         Dtype::F64 => DataType::Double,
         Dtype::F32 => DataType::Float,

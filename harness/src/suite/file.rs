@@ -1,134 +1,15 @@
-//! Suites: TOML files of cases.
+//! The file of a suite: what may stand in it, and errors that point at the place.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use toml::Spanned;
 
+use super::{Case, Task};
 use crate::model::MASK;
-
-/// A file of cases.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Suite {
-    /// Name, unique in a run.
-    pub name: String,
-    /// What the suite is for, in a sentence.
-    pub description: String,
-    /// Cases that are run together in one padded batch; 1 runs them one by one.
-    pub batch: usize,
-    /// Its cases, in the order of the file.
-    pub cases: Vec<Case>,
-    /// The file.
-    pub path: PathBuf,
-    /// SHA-256 of the file.
-    pub sha256: String,
-}
-
-/// One input with a task.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Case {
-    /// Name, unique in the suite.
-    pub name: String,
-    /// What is asked about the input.
-    pub task: Task,
-    /// Why the case exists, where that is not plain.
-    pub note: Option<String>,
-}
-
-/// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Task {
-    /// Which tokens fit the masks of a text.
-    FillMask {
-        /// The text, with at least one `[MASK]`.
-        text: String,
-    },
-    /// How similar two texts are: the cosine of their CLS vectors.
-    Similarity {
-        /// One text.
-        a: String,
-        /// The other text.
-        b: String,
-    },
-    /// The vectors of a text.
-    Features {
-        /// The text.
-        text: String,
-    },
-}
-
-impl Task {
-    /// The word for it in suites and records.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Task::FillMask { .. } => "fill-mask",
-            Task::Similarity { .. } => "similarity",
-            Task::Features { .. } => "features",
-        }
-    }
-
-    /// The texts, in order.
-    pub fn texts(&self) -> Vec<&str> {
-        match self {
-            Task::FillMask { text } | Task::Features { text } => vec![text],
-            Task::Similarity { a, b } => vec![a, b],
-        }
-    }
-}
-
-/// What is wrong with a suite.
-#[derive(Debug, thiserror::Error)]
-pub enum SuiteError {
-    /// The file cannot be read.
-    #[error("cannot read suite `{path}`")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the file system says.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is not UTF-8.
-    #[error("suite `{path}` is not UTF-8 at byte {offset}")]
-    Encoding {
-        /// The file.
-        path: PathBuf,
-        /// First byte that is not UTF-8.
-        offset: usize,
-    },
-    /// The content is wrong; the message shows the line with a caret.
-    #[error("{rendered}")]
-    Content {
-        /// File, line, the line's text, and what is wrong with it.
-        rendered: String,
-    },
-    /// Two suites of a run have one name.
-    #[error("suites `{first}` and `{second}` are both named `{name}`")]
-    SameName {
-        /// The name.
-        name: String,
-        /// One file.
-        first: PathBuf,
-        /// The other file.
-        second: PathBuf,
-    },
-}
-
-impl SuiteError {
-    /// The next step for the user.
-    pub fn hint(&self) -> &'static str {
-        match self {
-            Self::Io { .. } => "--suite takes a TOML file of cases, see cases/README.md",
-            Self::Encoding { .. } => "save the file as UTF-8",
-            Self::Content { .. } => "the format of suites is in cases/README.md",
-            Self::SameName { .. } => "give one of them another name",
-        }
-    }
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -138,12 +19,13 @@ struct SuiteFile {
     cases: Vec<Spanned<CaseTable>>,
 }
 
+/// The table `[suite]`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SuiteTable {
-    name: Spanned<String>,
-    description: String,
-    batch: Option<Spanned<usize>>,
+pub(super) struct SuiteTable {
+    pub(super) name: Spanned<String>,
+    pub(super) description: String,
+    pub(super) batch: Option<Spanned<usize>>,
 }
 
 #[derive(Deserialize)]
@@ -152,6 +34,7 @@ struct CaseTable {
     name: Spanned<String>,
     task: Spanned<String>,
     text: Option<Spanned<String>>,
+    text_pair: Option<Spanned<String>>,
     a: Option<Spanned<String>>,
     b: Option<Spanned<String>>,
     note: Option<String>,
@@ -160,54 +43,8 @@ struct CaseTable {
 /// Largest `batch` of a suite.
 const MAX_BATCH: usize = 256;
 
-/// Loads suites, whose names must differ.
-///
-/// # Errors
-/// [`SuiteError`] with the file and, for wrong content, the line and a caret.
-pub fn load_all(paths: &[PathBuf]) -> Result<Vec<Suite>, SuiteError> {
-    let mut suites: Vec<Suite> = Vec::with_capacity(paths.len());
-    for path in paths {
-        let suite = load(path)?;
-        if let Some(first) = suites.iter().find(|other| other.name == suite.name) {
-            return Err(SuiteError::SameName {
-                name: suite.name,
-                first: first.path.clone(),
-                second: suite.path,
-            });
-        }
-        suites.push(suite);
-    }
-    Ok(suites)
-}
-
-/// Loads one suite.
-///
-/// # Errors
-/// As [`load_all`].
-pub fn load(path: &Path) -> Result<Suite, SuiteError> {
-    let bytes = std::fs::read(path).map_err(|source| SuiteError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| SuiteError::Encoding {
-        path: path.to_owned(),
-        offset: error.valid_up_to(),
-    })?;
-    let (suite, cases) = parse(text).map_err(|problem| SuiteError::Content {
-        rendered: problem.render(path, text),
-    })?;
-    Ok(Suite {
-        name: suite.name.into_inner(),
-        description: suite.description,
-        batch: suite.batch.map_or(1, Spanned::into_inner),
-        cases,
-        path: path.to_owned(),
-        sha256: hex::encode(Sha256::digest(&bytes)),
-    })
-}
-
 /// Something wrong at a place in a file.
-struct Problem {
+pub(super) struct Problem {
     message: String,
     span: Range<usize>,
     label: String,
@@ -225,7 +62,8 @@ impl Problem {
         }
     }
 
-    fn render(&self, path: &Path, text: &str) -> String {
+    /// The message, with the line and a caret under the place.
+    pub(super) fn render(&self, path: &Path, text: &str) -> String {
         let path = path.display().to_string();
         let mut snippet = Snippet::source(text).path(&path).annotation(
             AnnotationKind::Primary
@@ -246,7 +84,8 @@ impl Problem {
     }
 }
 
-fn parse(text: &str) -> Result<(SuiteTable, Vec<Case>), Problem> {
+/// The table and the cases of a suite.
+pub(super) fn parse(text: &str) -> Result<(SuiteTable, Vec<Case>), Problem> {
     let file: SuiteFile = toml::from_str(text).map_err(|error| {
         let span = error.span().unwrap_or(0..0);
         Problem::at(span, "the suite is not understood", error.message())
@@ -303,25 +142,48 @@ fn check_name(name: &Spanned<String>) -> Result<(), Problem> {
 }
 
 fn task(table: CaseTable, header: Range<usize>) -> Result<Task, Problem> {
+    check_fields(&table, header)?;
+    let own = |field: Option<Spanned<String>>| field.map(Spanned::into_inner);
+    let take = |field| own(field).unwrap_or_default();
+    Ok(match table.task.get_ref().as_str() {
+        "fill-mask" => Task::FillMask {
+            text: take(table.text),
+            text_pair: own(table.text_pair),
+        },
+        "features" => Task::Features {
+            text: take(table.text),
+            text_pair: own(table.text_pair),
+        },
+        _ => Task::Similarity {
+            a: take(table.a),
+            b: take(table.b),
+        },
+    })
+}
+
+/// A case has the fields of its task and no others.
+fn check_fields(table: &CaseTable, header: Range<usize>) -> Result<(), Problem> {
+    let known = "known: fill-mask, similarity, features";
     let word = table.task.get_ref().as_str();
+    // `text_pair` may stand beside a `text`, so that it is in neither list there.
     let (wanted, unwanted): (&[&str], &[&str]) = match word {
         "fill-mask" | "features" => (&["text"], &["a", "b"]),
-        "similarity" => (&["a", "b"], &["text"]),
+        "similarity" => (&["a", "b"], &["text", "text_pair"]),
         "tokens" => {
-            let label = "known: fill-mask, similarity, features";
             let message = "this version compares no tokenizers, so it has no `tokens` task";
-            return Err(Problem::at(table.task.span(), message, label));
+            return Err(Problem::at(table.task.span(), message, known));
         }
         _ => {
-            let known = "known: fill-mask, similarity, features";
-            return Err(Problem::at(
-                table.task.span(),
-                format!("unknown task `{word}`"),
-                known,
-            ));
+            let message = format!("unknown task `{word}`");
+            return Err(Problem::at(table.task.span(), message, known));
         }
     };
-    let fields = [("text", &table.text), ("a", &table.a), ("b", &table.b)];
+    let fields = [
+        ("text", &table.text),
+        ("text_pair", &table.text_pair),
+        ("a", &table.a),
+        ("b", &table.b),
+    ];
     for (field, value) in fields {
         match value {
             Some(value) if unwanted.contains(&field) => {
@@ -331,44 +193,47 @@ fn task(table: CaseTable, header: Range<usize>) -> Result<Task, Problem> {
             }
             None if wanted.contains(&field) => {
                 let message = format!("case `{}` has no `{field}`", table.name.get_ref());
-                return Err(Problem::at(
-                    header,
-                    message,
-                    format!("{word} needs `{field}`"),
-                ));
+                let label = format!("{word} needs `{field}`");
+                return Err(Problem::at(header, message, label));
             }
             _ => {}
         }
     }
-    if word == "fill-mask"
-        && let Some(text) = &table.text
-        && !text.get_ref().contains(MASK)
-    {
-        let message = format!("the text of a fill-mask case needs a {MASK}");
-        return Err(Problem::at(
-            text.span(),
-            message,
-            format!("no {MASK} in here"),
-        ));
+    if word == "fill-mask" {
+        check_mask(table.text.as_ref(), table.text_pair.as_ref())?;
     }
-    let take = |field: Option<Spanned<String>>| field.map(Spanned::into_inner).unwrap_or_default();
-    Ok(match word {
-        "fill-mask" => Task::FillMask {
-            text: take(table.text),
-        },
-        "features" => Task::Features {
-            text: take(table.text),
-        },
-        _ => Task::Similarity {
-            a: take(table.a),
-            b: take(table.b),
-        },
-    })
+    Ok(())
+}
+
+/// One text of a fill-mask case must have a mask.
+fn check_mask(
+    text: Option<&Spanned<String>>,
+    text_pair: Option<&Spanned<String>>,
+) -> Result<(), Problem> {
+    let has_mask = |text: &&Spanned<String>| text.get_ref().contains(MASK);
+    let Some(place) = text else {
+        return Ok(());
+    };
+    if [text, text_pair].iter().flatten().any(has_mask) {
+        return Ok(());
+    }
+    let (message, label) = match text_pair {
+        None => (
+            format!("the text of a fill-mask case needs a {MASK}"),
+            format!("no {MASK} in here"),
+        ),
+        Some(_) => (
+            format!("the text or the text_pair of a fill-mask case needs a {MASK}"),
+            format!("no {MASK} in here, nor in `text_pair`"),
+        ),
+    };
+    Err(Problem::at(place.span(), message, label))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Input;
 
     const GOOD: &str = r#"[suite]
 name = "seed"
@@ -398,10 +263,31 @@ b = ""
         assert_eq!(
             cases[0].task,
             Task::FillMask {
-                text: "中国的首都是[MASK]。".to_owned()
+                text: "中国的首都是[MASK]。".to_owned(),
+                text_pair: None,
             }
         );
         assert_eq!(cases[1].task.texts(), ["科", ""]);
+        assert_eq!(cases[1].task.inputs(), ["科".into(), "".into()]);
+    }
+
+    /// A pair is two texts and one input; its mask may stand in either text.
+    #[test]
+    fn a_pair_of_texts() {
+        for (task, text, text_pair) in [
+            ("features", "下雨了。", "带上伞。"),
+            ("features", "科", ""),
+            ("fill-mask", "下[MASK]了。", "带上伞。"),
+            ("fill-mask", "下雨了。", "带上[MASK]。"),
+        ] {
+            let case = format!("task = \"{task}\"\ntext = \"{text}\"\ntext_pair = \"{text_pair}\"");
+            let first = GOOD.split_once("task").unwrap().0;
+            let cases = check(&format!("{first}{case}\n")).unwrap();
+            let pair = Some(text_pair);
+            assert_eq!(cases[0].task.inputs(), [Input { text, pair }]);
+            assert_eq!(cases[0].task.texts(), [text, text_pair]);
+            assert_eq!(cases[0].task.name(), task);
+        }
     }
 
     /// Every error shows file, line and a caret under the place.
@@ -456,6 +342,24 @@ b = ""
                 "b = \"\"\ntext = \"x\"",
                 "a similarity case has no `text`",
                 "seed.toml:15:8",
+            ),
+            (
+                "b = \"\"",
+                "b = \"\"\ntext_pair = \"x\"",
+                "a similarity case has no `text_pair`",
+                "seed.toml:15:13",
+            ),
+            (
+                "text = \"中国的首都是[MASK]。\"",
+                "text_pair = \"中国的首都是[MASK]。\"",
+                "case `capital` has no `text`",
+                "seed.toml:5:1",
+            ),
+            (
+                "text = \"中国的首都是[MASK]。\"",
+                "text = \"中国\"\ntext_pair = \"首都\"",
+                "the text or the text_pair of a fill-mask case needs a [MASK]",
+                "seed.toml:8:8",
             ),
             (
                 "a = \"科\"",

@@ -6,16 +6,15 @@
 
 use std::path::Path;
 
-use ahash::AHashMap;
 use driftgauge_protocol::BertConfig;
-use serde::Deserialize;
-use serde_json::Value;
-use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::normalizers::bert::BertNormalizer;
-use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
-use tokenizers::processors::bert::BertProcessing;
-use tokenizers::{AddedToken, NormalizedString, Normalizer, TruncationDirection};
+use tokenizers::{
+    NormalizedString, Normalizer, PostProcessor, TruncationDirection, TruncationParams,
+    TruncationStrategy, truncate_encodings,
+};
 
+mod files;
+
+use self::files::{TokenizerConfig, beyond, from_tokenizer_json, from_vocabulary};
 use super::ModelError;
 use super::manifest::TokenizerFacts;
 
@@ -25,22 +24,44 @@ pub const MASK: &str = "[MASK]";
 pub const UNKNOWN: &str = "[UNK]";
 
 /// A tokenizer and the facts about it that a record keeps.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    /// The library's, without truncation and padding.
+    pub(crate) inner: tokenizers::Tokenizer,
     mask_id: u32,
+    vocab_size: usize,
+    type_vocab_size: usize,
     /// Longest sequence in tokens, special tokens included.
     pub max_length: usize,
+    /// At which end tokens are cut off.
+    pub(crate) truncation: TruncationDirection,
+    /// Whether `[CLS]` and `[SEP]` are added.
+    pub(crate) special_tokens: bool,
     /// Options in force and where each comes from.
     pub facts: Vec<(&'static str, String)>,
 }
 
-/// Token IDs of one text.
+/// What becomes one sequence: a text, or a pair of texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Input<'a> {
+    /// The text, or the first of a pair.
+    pub text: &'a str,
+    /// The second text of a pair.
+    pub pair: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for Input<'a> {
+    fn from(text: &'a str) -> Self {
+        Self { text, pair: None }
+    }
+}
+
+/// Token IDs of one input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
     /// Token IDs, `[CLS]` and `[SEP]` included.
     pub ids: Vec<u32>,
-    /// Segment of each token.
+    /// Segment of each token: 1 for the second text of a pair and the `[SEP]` after it, otherwise 0.
     pub type_ids: Vec<u32>,
     /// Text of each token.
     pub tokens: Vec<String>,
@@ -48,15 +69,6 @@ pub struct Encoded {
     pub masks: Vec<usize>,
     /// Number of tokens before truncation.
     pub untruncated: usize,
-}
-
-/// `tokenizer_config.json`, as far as it changes token IDs.
-#[derive(Debug, Default, Deserialize)]
-struct TokenizerConfig {
-    do_lower_case: Option<bool>,
-    strip_accents: Option<bool>,
-    tokenize_chinese_chars: Option<bool>,
-    model_max_length: Option<f64>,
 }
 
 /// The files that a tokenizer is made of: path and bytes.
@@ -131,47 +143,15 @@ impl Tokenizer {
         let tokenizer = Self {
             inner,
             mask_id,
+            vocab_size,
+            type_vocab_size: architecture.type_vocab_size,
             max_length,
+            truncation: TruncationDirection::Right,
+            special_tokens: true,
             facts,
         };
-        tokenizer
-            .check_special_tokens(architecture)
-            .map_err(error)?;
+        tokenizer.check_special_tokens().map_err(error)?;
         Ok(tokenizer)
-    }
-
-    /// Whether the model has room for what is added to every text.
-    fn check_special_tokens(&self, architecture: &BertConfig) -> Result<(), String> {
-        let special = self.special_tokens();
-        if special >= self.max_length {
-            return Err(format!(
-                "adds {special} tokens to every text, the model takes {} in all",
-                self.max_length
-            ));
-        }
-        let encoded = self.encode(MASK)?;
-        let words = architecture.vocab_size;
-        let highest = encoded.ids.into_iter().max().unwrap_or(0);
-        if highest as usize >= words {
-            return Err(format!(
-                "adds a token of ID {highest}, config.json says `vocab_size` {words}"
-            ));
-        }
-        let segments = architecture.type_vocab_size;
-        let highest = encoded.type_ids.into_iter().max().unwrap_or(0);
-        if highest as usize >= segments {
-            return Err(format!(
-                "puts tokens into segment {highest}, config.json says `type_vocab_size` {segments}"
-            ));
-        }
-        Ok(())
-    }
-
-    /// Tokens that are added to every text.
-    fn special_tokens(&self) -> usize {
-        self.inner.get_post_processor().map_or(0, |post| {
-            tokenizers::PostProcessor::added_tokens(post, false)
-        })
     }
 
     /// In what the tokenizer does otherwise than a manifest says; empty where it agrees.
@@ -214,31 +194,55 @@ impl Tokenizer {
         differences
     }
 
-    /// Token IDs of a text, cut on the right to the longest sequence the model has positions for.
+    /// Token IDs of a text, or of a pair of texts, cut to the longest sequence that the model has
+    /// positions for: of a pair the longer text first, both to the same length where both are too long.
     ///
     /// # Errors
-    /// The tokenizer's own words, for a text that it cannot encode.
-    pub fn encode(&self, text: &str) -> Result<Encoded, String> {
+    /// The tokenizer's own words, for a text that it cannot encode; what the model has no room or no
+    /// embedding for.
+    pub fn encode<'a>(&self, input: impl Into<Input<'a>>) -> Result<Encoded, String> {
         let words = |cause: tokenizers::Error| cause.to_string();
-        let mut plain = self.inner.encode(text, false).map_err(words)?;
-        let special = self.special_tokens();
-        let untruncated = plain.len() + special;
-        let room = self.max_length.saturating_sub(special);
-        if plain.len() > room {
-            plain.truncate(room, 0, TruncationDirection::Right);
-        }
-        let encoding = self.inner.post_process(plain, None, true).map_err(words)?;
+        let Input { text, pair } = input.into();
+        let plain = self.inner.encode(text, false).map_err(words)?;
+        let pair = match pair {
+            None => None,
+            Some(pair) => {
+                let mut second = self.inner.encode(pair, false).map_err(words)?;
+                // Not every post-processor sets the segments of what it is given.
+                second.set_type_ids(vec![1; second.len()]);
+                Some(second)
+            }
+        };
+        let special = self.added_tokens(pair.is_some());
+        let max_length = self.max_length.checked_sub(special).ok_or_else(|| {
+            let most = self.max_length;
+            format!("adds {special} tokens to every pair of texts, the model takes {most} in all")
+        })?;
+        let untruncated = plain.len() + pair.as_ref().map_or(0, |second| second.len()) + special;
+        let truncation = TruncationParams {
+            direction: self.truncation,
+            max_length,
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+        };
+        let (plain, pair) = truncate_encodings(plain, pair, &truncation).map_err(words)?;
+        let encoding = self
+            .inner
+            .post_process(plain, pair, self.special_tokens)
+            .map_err(words)?;
         let ids = encoding.get_ids().to_vec();
         let masks = (0..ids.len())
             .filter(|position| ids[*position] == self.mask_id)
             .collect();
-        Ok(Encoded {
+        let encoded = Encoded {
             type_ids: encoding.get_type_ids().to_vec(),
             tokens: encoding.get_tokens().to_vec(),
             masks,
             untruncated,
             ids,
-        })
+        };
+        self.check_embeddings(&encoded)?;
+        Ok(encoded)
     }
 
     /// Text of a token ID.
@@ -247,132 +251,51 @@ impl Tokenizer {
             .id_to_token(id)
             .unwrap_or_else(|| format!("<{id}>"))
     }
-}
 
-fn from_tokenizer_json(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer, ModelError> {
-    let error = |problem: String| ModelError::Tokenizer {
-        path: path.to_owned(),
-        problem,
-    };
-    let json: Value =
-        serde_json::from_slice(bytes).map_err(|cause| error(format!("not valid JSON: {cause}")))?;
-    check_template(&json["post_processor"]).map_err(error)?;
-    tokenizers::Tokenizer::from_bytes(bytes)
-        .map_err(|cause| error(format!("not understood: {cause}")))
-}
-
-/// Refuses templates on which `tokenizers` would panic later.
-fn check_template(processor: &Value) -> Result<(), String> {
-    let list = |value: &'_ Value| value.as_array().cloned().unwrap_or_default();
-    for inner in list(&processor["processors"]) {
-        check_template(&inner)?;
-    }
-    for piece in list(&processor["single"]) {
-        if piece["Sequence"]["id"] == "B" {
-            return Err("the template for one text has a place for a second one".to_owned());
-        }
-        if let Some(token) = piece["SpecialToken"]["id"].as_str()
-            && processor["special_tokens"].get(token).is_none()
-        {
-            let token = token.escape_debug();
+    /// Whether the model has room and embeddings for what is added to every text.
+    fn check_special_tokens(&self) -> Result<(), String> {
+        let special = self.added_tokens(false);
+        if special >= self.max_length {
             return Err(format!(
-                "the template adds `{token}` and does not say its ID"
+                "adds {special} tokens to every text, the model takes {} in all",
+                self.max_length
             ));
         }
+        self.encode(MASK).map(drop)
     }
-    Ok(())
-}
 
-/// A token whose ID has no row in the embeddings.
-fn beyond(tokenizer: &tokenizers::Tokenizer, vocab_size: usize) -> Option<(String, u32)> {
-    let all = tokenizer.get_vocab(true).into_iter();
-    all.filter(|(_, id)| *id as usize >= vocab_size)
-        .max_by_key(|(_, id)| *id)
-}
-
-fn from_vocabulary(
-    path: &Path,
-    bytes: &[u8],
-    config: &TokenizerConfig,
-    facts: &mut Vec<(&'static str, String)>,
-) -> Result<tokenizers::Tokenizer, ModelError> {
-    let error = |problem: String| ModelError::Tokenizer {
-        path: path.to_owned(),
-        problem,
-    };
-    let text = std::str::from_utf8(bytes)
-        .map_err(|cause| error(format!("not UTF-8 at byte {}", cause.valid_up_to())))?;
-    // Only line feeds end a line: entries hold U+2028 and other separators.
-    let lines = text.strip_suffix('\n').unwrap_or(text).split('\n');
-    let mut vocabulary = AHashMap::new();
-    for (id, line) in (0u32..).zip(lines) {
-        let token = line.strip_suffix('\r').unwrap_or(line);
-        if let Some(first) = vocabulary.insert(token.to_owned(), id) {
-            return Err(error(format!(
-                "line {} repeats line {}: `{}`",
-                id + 1,
-                first + 1,
-                token.escape_debug()
-            )));
+    /// Tokens that are added to every text, or to every pair.
+    fn added_tokens(&self, is_pair: bool) -> usize {
+        match self.inner.get_post_processor() {
+            Some(post) if self.special_tokens => post.added_tokens(is_pair),
+            _ => 0,
         }
     }
-    let id = |token: &str| {
-        vocabulary
-            .get(token)
-            .copied()
-            .ok_or_else(|| error(format!("has no {token} token")))
-    };
-    let (cls, sep) = (id("[CLS]")?, id("[SEP]")?);
-    for token in ["[PAD]", UNKNOWN, MASK] {
-        id(token)?;
-    }
-    // transformers' default for a local directory; recorded as a default where nothing is said.
-    let lowercase = config.do_lower_case.unwrap_or(true);
-    let chinese = config.tokenize_chinese_chars.unwrap_or(true);
-    let said = |is_said: bool| {
-        if is_said {
-            "tokenizer_config.json"
-        } else {
-            "transformers' default"
+
+    /// Whether every token has an embedding, and its segment too.
+    fn check_embeddings(&self, encoded: &Encoded) -> Result<(), String> {
+        let words = self.vocab_size;
+        let highest = encoded.ids.iter().copied().max().unwrap_or(0);
+        if highest as usize >= words {
+            return Err(format!(
+                "adds a token of ID {highest}, config.json says `vocab_size` {words}"
+            ));
         }
-    };
-    facts.push((
-        "lowercase",
-        format!("{lowercase} ({})", said(config.do_lower_case.is_some())),
-    ));
-    let accents = config
-        .strip_accents
-        .map_or("as lowercase".to_owned(), |strip| strip.to_string());
-    facts.push(("strip_accents", accents));
-    facts.push(("tokenize_chinese_chars", chinese.to_string()));
-    let model = WordPiece::builder()
-        .vocab(vocabulary)
-        .unk_token(UNKNOWN.to_owned())
-        .continuing_subword_prefix("##".to_owned())
-        .max_input_chars_per_word(100)
-        .build()
-        .map_err(|cause| error(cause.to_string()))?;
-    let mut tokenizer = tokenizers::Tokenizer::new(model);
-    let normalizer = BertNormalizer::new(true, chinese, config.strip_accents, lowercase);
-    tokenizer
-        .with_normalizer(Some(normalizer))
-        .map_err(|cause| error(cause.to_string()))?
-        .with_pre_tokenizer(Some(BertPreTokenizer))
-        .with_post_processor(Some(BertProcessing::new(
-            ("[SEP]".to_owned(), sep),
-            ("[CLS]".to_owned(), cls),
-        )));
-    let special = ["[PAD]", UNKNOWN, "[CLS]", "[SEP]", MASK];
-    let special = special.map(|token| AddedToken::from(token, true));
-    tokenizer
-        .add_special_tokens(special)
-        .map_err(|cause| error(cause.to_string()))?;
-    Ok(tokenizer)
+        let segments = self.type_vocab_size;
+        let highest = encoded.type_ids.iter().copied().max().unwrap_or(0);
+        if highest as usize >= segments {
+            return Err(format!(
+                "puts tokens into segment {highest}, config.json says `type_vocab_size` {segments}"
+            ));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use driftgauge_protocol::HiddenAct;
+    use tokenizers::EncodeInput;
 
     use super::*;
     use crate::model::manifest::StripAccents;
@@ -380,6 +303,10 @@ mod tests {
     const VOCABULARY: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n中\n国\na\n\u{2028}\n##b\n";
 
     fn tokenizer(config: &str) -> Tokenizer {
+        with_segments(config, 2)
+    }
+
+    fn with_segments(config: &str, type_vocab_size: usize) -> Tokenizer {
         let architecture = BertConfig {
             vocab_size: 10,
             hidden_size: 4,
@@ -388,7 +315,7 @@ mod tests {
             intermediate_size: 4,
             hidden_act: HiddenAct::Gelu,
             max_position_embeddings: 6,
-            type_vocab_size: 2,
+            type_vocab_size,
             layer_norm_eps: 1e-12,
             pad_token_id: 0,
         };
@@ -412,6 +339,79 @@ mod tests {
         assert_eq!(encoded.ids, [2, 5, 6, 5, 6, 3]);
         assert_eq!((encoded.masks, encoded.untruncated), (vec![], 7));
         assert_eq!(tokenizer.encode("").unwrap().ids, [2, 3]);
+    }
+
+    /// The second text of a pair and its `[SEP]` are segment 1. The longer text is cut first; where both
+    /// are too long, they are cut to the same length.
+    #[test]
+    fn pairs_become_one_sequence_of_two_segments() {
+        let tokenizer = tokenizer("{}");
+        let check = |text, pair, ids: &[u32], type_ids: &[u32], untruncated| {
+            let pair = Some(pair);
+            let encoded = tokenizer.encode(Input { text, pair }).unwrap();
+            assert_eq!((&encoded.ids[..], &encoded.type_ids[..]), (ids, type_ids));
+            assert_eq!(encoded.untruncated, untruncated);
+        };
+        check("中", "国", &[2, 5, 3, 6, 3], &[0, 0, 0, 1, 1], 5);
+        check("", "[MASK]", &[2, 3, 4, 3], &[0, 0, 1, 1], 4);
+        check("中", "", &[2, 5, 3, 3], &[0, 0, 0, 1], 4);
+        check(
+            "中国国国",
+            "国",
+            &[2, 5, 6, 3, 6, 3],
+            &[0, 0, 0, 0, 1, 1],
+            8,
+        );
+        check(
+            "中",
+            "国国国国",
+            &[2, 5, 3, 6, 6, 3],
+            &[0, 0, 0, 1, 1, 1],
+            8,
+        );
+        check(
+            "国国国国",
+            "中中中中",
+            &[2, 6, 3, 5, 5, 3],
+            &[0, 0, 0, 1, 1, 1],
+            11,
+        );
+    }
+
+    /// Truncation is done here and not by the library, with the same result.
+    #[test]
+    fn truncation_is_that_of_the_library() {
+        let ours = tokenizer("{}");
+        let mut library = ours.inner.clone();
+        let params = TruncationParams {
+            max_length: ours.max_length,
+            ..TruncationParams::default()
+        };
+        library.with_truncation(Some(params)).unwrap();
+        let texts = ["", "中", "中国", "中国中", "中国中国", "国国国国国国国国"];
+        for text in texts {
+            for pair in [None].into_iter().chain(texts.map(Some)) {
+                let input = match pair {
+                    None => EncodeInput::from(text),
+                    Some(pair) => EncodeInput::from((text, pair)),
+                };
+                let expected = library.encode(input, true).unwrap();
+                let encoded = ours.encode(Input { text, pair }).unwrap();
+                assert_eq!(encoded.ids, expected.get_ids(), "{text} {pair:?}");
+                assert_eq!(encoded.type_ids, expected.get_type_ids(), "{text} {pair:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_of_one_segment_takes_no_pairs() {
+        let tokenizer = with_segments("{}", 1);
+        assert_eq!(tokenizer.encode("中").unwrap().ids, [2, 5, 3]);
+        let pair = Some("国");
+        assert_eq!(
+            tokenizer.encode(Input { text: "中", pair }).unwrap_err(),
+            "puts tokens into segment 1, config.json says `type_vocab_size` 1"
+        );
     }
 
     #[test]
