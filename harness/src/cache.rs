@@ -17,7 +17,7 @@ use crate::plan::{Plan, PlannedCase};
 use crate::predict::{Prediction, predict};
 
 /// Raised when the noise model or what is kept of it changes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// A folder of predictions.
 #[derive(Debug, Clone)]

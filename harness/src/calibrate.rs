@@ -13,8 +13,9 @@ use driftgauge_reports::record::{Observation, ResultRecord, RunRecord, Verdict};
 use crate::measure::root_mean_square;
 use crate::observed;
 
-/// What lies between the largest value that was seen and what is proposed.
-const HEADROOM: f64 = 1.25;
+/// What lies between the largest value that was seen and what is proposed: in the control group of the self-test, whose
+/// texts are random, ratios reach 1.15 times those of the suites.
+const HEADROOM: f64 = 1.4;
 /// Largest K that may be proposed: above it, errors of three times the noise would pass.
 pub const LARGEST_K: f64 = 2.5;
 
@@ -172,9 +173,9 @@ mod tests {
     fn what_is_proposed_lies_above_what_was_seen() {
         for (seen, k, limit) in [
             (0.0, 0.1, 0.1),
-            (1.5, 1.9, 1.9),
-            (1.94, 2.5, 2.5),
-            (2.4, 2.5, 3.0),
+            (1.5, 2.1, 2.1),
+            (1.76, 2.5, 2.5),
+            (2.4, 2.5, 3.4),
         ] {
             assert_eq!((proposed_k(seen), proposed(seen)), (k, limit), "{seen}");
         }

@@ -92,6 +92,8 @@ impl Predictions {
 pub struct Prediction {
     /// Relative error of each sample, in u, by observation.
     pub errors: BTreeMap<String, Vec<f64>>,
+    /// Rows that each observation is compared in.
+    pub rows: BTreeMap<String, usize>,
     /// The best tokens of each mask.
     pub masks: Vec<MaskNoise>,
     /// What each sample adds to the cosine of a similarity case, in u.
@@ -111,8 +113,14 @@ pub struct MaskNoise {
 }
 
 impl Prediction {
-    /// The predicted error of an observation in u: the root mean square over the samples.
+    /// The predicted error of an observation in u, with what few rows [scatter](scatter) by.
     pub fn error_u(&self, name: &str) -> Option<f64> {
+        let rows = self.rows.get(name)?;
+        Some(self.usual_u(name)? * scatter(*rows))
+    }
+
+    /// The usual error of an observation in u: the root mean square over the samples.
+    pub fn usual_u(&self, name: &str) -> Option<f64> {
         let errors = self.errors.get(name)?;
         Some(root_mean_square(errors.iter().copied()))
     }
@@ -138,6 +146,15 @@ impl MaskNoise {
         };
         in_u * roundoff(dtype)
     }
+}
+
+/// How much larger than usual the error of an observation of so many rows may well be: √(1 + 1/n).
+///
+/// Much of a row's error can come from a single number that the whole row shares, the reciprocal of a layer norm's
+/// deviation. Its square then scatters by about its own size, as one of a normal variable does, and the
+/// mean square of n rows by an n-th of that.
+pub fn scatter(rows: usize) -> f64 {
+    (1.0 + 1.0 / rows.max(1) as f64).sqrt()
 }
 
 fn roundoff(dtype: Dtype) -> f64 {
@@ -180,27 +197,21 @@ fn prediction(model: &Model, case: &PlannedCase, sampled: &[Sampled]) -> Predict
     names.push(CLS.to_owned());
     names.sort_unstable();
     names.dedup();
-    let relative = |name: &str, sample: usize| {
-        let errors: Vec<_> = sampled
-            .iter()
-            .map(|sequence| &sequence.errors[sample])
-            .collect();
-        let truth = observed::truth(&truths, name, layers);
-        norm(&observed::errors(&errors, name, layers)) / norm(&truth)
+    let width = |name: &str| match name {
+        observation::LOGITS => model.config.vocab_size,
+        _ => model.config.hidden_size,
     };
-    let errors = names.into_iter().map(|name| {
-        let errors = (0..samples).map(|sample| relative(&name, sample)).collect();
-        (name, errors)
-    });
-    let mut errors: BTreeMap<String, Vec<f64>> = errors.collect();
-    // One row of a few samples may be small by chance: it has at least the noise of all rows.
-    let rows = errors.get(&observation::hidden(layers)).cloned();
-    if let (Some(cls), Some(rows)) = (errors.get_mut(CLS), rows) {
-        let size = |errors: &[f64]| root_mean_square(errors.iter().copied());
-        if size(cls) < size(&rows) {
-            *cls = rows;
-        }
-    }
+    let of = |name: String| {
+        let truth = observed::truth(&truths, &name, layers);
+        let relative = |sample: usize| {
+            let errors: Vec<_> = sampled.iter().map(|one| &one.errors[sample]).collect();
+            norm(&observed::errors(&errors, &name, layers)) / norm(&truth)
+        };
+        let errors = (0..samples).map(relative).collect();
+        let rows = truth.len() / width(&name);
+        ((name.clone(), errors), (name, rows))
+    };
+    let (errors, rows) = names.into_iter().map(of).unzip();
     let is_fill_mask = matches!(case.case.task, Task::FillMask { .. });
     let masked = sampled.iter().filter(|_| is_fill_mask);
     let is_similarity = matches!(case.case.task, Task::Similarity { .. });
@@ -212,6 +223,7 @@ fn prediction(model: &Model, case: &PlannedCase, sampled: &[Sampled]) -> Predict
     });
     Prediction {
         errors,
+        rows,
         masks: masked.flat_map(mask_noise).collect(),
         cosine: cosine.collect(),
     }
@@ -276,6 +288,26 @@ mod tests {
         let at = |step| cosine(&moved(&a, &da, step), &moved(&b, &db, step));
         let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
         assert!((cosine_slope(&a, &b, &da, &db) - expected).abs() < 1e-8);
+    }
+
+    #[test]
+    fn a_single_row_scatters_more_than_many() {
+        let prediction = Prediction {
+            errors: BTreeMap::from(
+                ["cls", "hidden.1"].map(|name| (name.to_owned(), vec![3.0, -4.0])),
+            ),
+            rows: BTreeMap::from([("cls".to_owned(), 1), ("hidden.1".to_owned(), 8)]),
+            masks: Vec::new(),
+            cosine: Vec::new(),
+        };
+        let usual = 12.5f64.sqrt();
+        assert_eq!(prediction.usual_u("cls"), Some(usual));
+        assert_eq!(prediction.error_u("cls"), Some(usual * 2f64.sqrt()));
+        assert_eq!(
+            prediction.error_u("hidden.1"),
+            Some(usual * 1.125f64.sqrt())
+        );
+        assert_eq!(prediction.error_u("hidden.2"), None);
     }
 
     #[test]

@@ -329,6 +329,7 @@ fn findings(record: &RunRecord, style: Style) -> String {
         );
         let more = match group.cases {
             1 => String::new(),
+            2 => " and 1 more case".to_owned(),
             cases => format!(" and {} more cases", cases - 1),
         };
         let free = style

@@ -208,11 +208,11 @@ fn sentences() {
     let report = fixture();
     let sentence = |index: usize| report.targets[index].location.sentence();
     assert_eq!(sentence(0), None);
-    let gelu = "starts in layers 1 to 2 and head, activation (612 times its noise); 4 later observations follow";
+    let gelu = "starts in layers 1 to 2 and head, activation (alone 612 times its noise); 4 later observations follow";
     assert_eq!(sentence(1).as_deref(), Some(gelu));
     let several = "starts in layer 1, query and 1 more place; 1 later observation follows";
     assert_eq!(sentence(2).as_deref(), Some(several));
     let cause = &report.targets[1].location.origins[0].causes[0];
-    let said = "gelu-tanh: GELU by its tanh approximation (1.000 ± 0.000)";
+    let said = "gelu-tanh: GELU by its tanh approximation (coefficient 1.000 ± 0.000)";
     assert_eq!(cause.sentence(), said);
 }

@@ -62,6 +62,16 @@ impl Stage {
         }
     }
 
+    /// The stage before it in a model of so many layers; the embedding stage has none.
+    pub fn before(self, layers: usize) -> Option<Self> {
+        match self {
+            Self::Embeddings => None,
+            Self::Layer(1) => Some(Self::Embeddings),
+            Self::Layer(layer) => Some(Self::Layer(layer - 1)),
+            Self::Head => Some(Self::Layer(layers)),
+        }
+    }
+
     /// The observation that is its result.
     pub fn observation(self) -> String {
         match self {

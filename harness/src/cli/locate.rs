@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use driftgauge::budget::{self, Calibration};
 use driftgauge::cache::Cache;
-use driftgauge::judge::{Bench, describe};
+use driftgauge::judge::Bench;
 use driftgauge::locate::{self, Again};
 use driftgauge::model::manifest;
 use driftgauge::{exit, oracle, selftest};
@@ -99,11 +99,7 @@ pub fn locate(arguments: &LocateArguments) -> Result<u8, Exit> {
         let target = &outcome.target;
         let trouble = outcome.trouble.as_ref();
         if let Some(trouble) = trouble.or(outcome.jobs.iter().find_map(|job| job.as_ref().err())) {
-            let error = anyhow!("{target}: {}", describe(trouble).message);
-            return Err(Exit {
-                code: exit::BROKEN,
-                ..Exit::input(error).with_hint("driftgauge doctor shows what is missing")
-            });
+            return Err(super::broken(target, trouble));
         }
         let again = || Again {
             launch: inputs::launch(&install, target, threads, timeout),

@@ -20,7 +20,9 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 use driftgauge::exit;
+use driftgauge::judge::describe;
 use driftgauge::target::Target;
+use driftgauge::worker::Trouble;
 use driftgauge_reports::Format;
 
 /// Is it still the same model?
@@ -278,6 +280,16 @@ impl Exit {
             text.push_str(&format!("\n  hint: {hint}"));
         }
         let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
+
+/// A target that could not be used.
+fn broken(target: &Target, trouble: &Trouble) -> Exit {
+    let finding = describe(trouble);
+    Exit {
+        code: exit::BROKEN,
+        hint: finding.hint,
+        ..Exit::input(anyhow::anyhow!("{target}: {}", finding.message))
     }
 }
 

@@ -1,13 +1,13 @@
 //! `driftgauge selftest`: is every known fault found?
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use driftgauge::budget::{self, Calibration};
 use driftgauge::catalogue::{self, Instance};
 use driftgauge::install::Install;
-use driftgauge::judge::{Bench, describe};
+use driftgauge::judge::Bench;
 use driftgauge::model::{Model, manifest};
 use driftgauge::oracle;
 use driftgauge::plan::{Plan, plan};
@@ -97,6 +97,10 @@ pub fn selftest(arguments: &SelftestArguments) -> Result<u8, Exit> {
         print(&list(&wanted))?;
         return Ok(exit::CONFORMS);
     }
+    // Now, and not after trials whose results would be lost.
+    if let Some(file) = &arguments.out {
+        super::bundle::check(file)?;
+    }
     let start = Instant::now();
     let install = super::find_install()?;
     let targets = inputs::targets(&arguments.targets, &install)?;
@@ -125,7 +129,12 @@ pub fn selftest(arguments: &SelftestArguments) -> Result<u8, Exit> {
     }
     let count = arguments.controls.unwrap_or(injections.len());
     let mut tried = Vec::new();
-    for target in &targets {
+    // A fault of the tokenizer alone takes no target.
+    let targets = match injections.is_empty() {
+        true => &targets[..0],
+        false => &targets[..],
+    };
+    for target in targets {
         let bar = bar(target, arguments.quiet);
         let launch = Launch {
             selftest: true,
@@ -140,7 +149,7 @@ pub fn selftest(arguments: &SelftestArguments) -> Result<u8, Exit> {
         };
         let trials = setting.run(bench, &instances, &injections, count);
         bar.finish_and_clear();
-        tried.push(trials.map_err(|trouble| broken(target, &trouble))?);
+        tried.push(trials.map_err(|trouble| super::broken(target, &trouble))?);
     }
     let report = SelftestReport {
         format: SELFTEST_FORMAT.to_owned(),
@@ -153,7 +162,7 @@ pub fn selftest(arguments: &SelftestArguments) -> Result<u8, Exit> {
         unknown: arguments.unknown,
         gates: gates::NAMES.map(str::to_owned).to_vec(),
         targets: tried,
-        tokens: tokens(&model, &install, &wanted)?,
+        tokens: tokens(&model, &install, &arguments.suites, &wanted)?,
         time: start.elapsed().as_secs_f64(),
     };
     finish(arguments, &report)
@@ -193,6 +202,7 @@ impl Setting<'_> {
     ) -> Result<TargetTrials, Trouble> {
         let Self { model, target, .. } = *self;
         self.bar.set_message("preparing");
+        self.bar.enable_steady_tick(Duration::from_millis(250));
         let mut request = model.load_request(&target.device, target.dtype, 1);
         request.options.clone_from(&target.options);
         let (worker, _, loaded) = start_loaded(self.launch, &request)?;
@@ -229,6 +239,10 @@ struct Told<'a>(&'a ProgressBar);
 impl selftest::Progress for Told<'_> {
     fn total(&self, trials: usize) {
         self.0.set_length(trials as u64);
+        self.0.set_style(
+            ProgressStyle::with_template("{prefix:24} {bar:24} {pos:>4}/{len:4} {eta:>4}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
     }
 
     fn done(&self) {
@@ -304,40 +318,31 @@ fn list(wanted: &Patterns) -> String {
 fn bar(target: &Target, quiet: bool) -> ProgressBar {
     let bar = match quiet {
         true => ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()),
-        false => ProgressBar::new(0),
+        false => ProgressBar::no_length(),
     };
     bar.set_style(
-        ProgressStyle::with_template("{prefix:24} {bar:24} {pos:>4}/{len:4} {eta:>4} {msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        ProgressStyle::with_template("{prefix:24} {msg:.dim} {elapsed}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
     bar.set_prefix(target.to_string());
     bar
 }
 
-fn broken(target: &Target, trouble: &Trouble) -> Exit {
-    let finding = describe(trouble);
-    let exit = Exit {
-        code: exit::BROKEN,
-        ..Exit::input(anyhow!("{target}: {}", finding.message))
-    };
-    exit.with_hint(
-        finding
-            .hint
-            .unwrap_or_else(|| "driftgauge doctor shows what is there".to_owned()),
-    )
-}
-
-/// The faults of the tokenizer, on all suites of the repository: no target computes them.
+/// The faults of the tokenizer, on the suites that are named or all of the repository: no target computes them.
 fn tokens(
     model: &Model,
     install: &Install,
+    named: &[PathBuf],
     wanted: &Patterns,
 ) -> Result<Vec<driftgauge_reports::selftest::TokenTrial>, Exit> {
-    let suites = inputs::suites(&[], install)?;
-    let plan: Plan = plan(&suites, &[], model).map_err(plan_error)?;
     let faults = catalogue::tokenizer::TokenizerFault::ALL.iter().copied();
     let faults: Vec<_> = faults
         .filter(|fault| wanted.selects(fault.name()))
         .collect();
+    if faults.is_empty() {
+        return Ok(Vec::new());
+    }
+    let suites = inputs::suites(named, install)?;
+    let plan: Plan = plan(&suites, &[], model).map_err(plan_error)?;
     Ok(selftest::tokens::try_all(model, &plan, &faults))
 }

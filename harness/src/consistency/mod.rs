@@ -271,6 +271,7 @@ mod tests {
         };
         let prediction = Prediction {
             errors: BTreeMap::from([("embeddings".to_owned(), vec![2.0, -2.0])]),
+            rows: BTreeMap::from([("embeddings".to_owned(), usize::MAX)]),
             masks: Vec::new(),
             cosine: Vec::new(),
         };

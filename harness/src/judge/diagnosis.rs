@@ -177,7 +177,7 @@ fn likest(bench: Bench<'_>, loaded: &Loaded, failing: &[Failing<'_>]) -> Option<
                         .observations
                         .iter()
                         .filter_map(move |(name, observation)| {
-                            let imitated = prediction.error_u(name)? * factor;
+                            let imitated = prediction.usual_u(name)? * factor;
                             Some((observation.error_u? / imitated).ln())
                         })
                 });

@@ -117,11 +117,11 @@ impl Known {
         left(&self.residual, times, &self.signature)
     }
 
-    /// Share of what is more than noise that it explains when it is taken off so many times.
-    fn explained(&self, times: f64) -> f64 {
+    /// Share of what is more than noise that it explains where it leaves so much.
+    fn explained(&self, left: f64) -> f64 {
         let noise = self.residual.len() as f64;
         let all = (dot(&self.residual, &self.residual) - noise).max(f64::MIN_POSITIVE);
-        1.0 - (self.left(times) - noise).max(0.0) / all
+        1.0 - (left - noise).max(0.0) / all
     }
 
     fn cause(&self, coefficient: f64, explained: f64) -> Cause {
@@ -154,25 +154,26 @@ pub(super) fn cause(
 
 /// The likeliest causes, the likeliest first; empty where nothing known explains the difference.
 pub fn likeliest(known: Vec<Known>) -> Vec<Cause> {
-    let mut known: Vec<Known> = known
+    let known = known
         .into_iter()
-        .filter(|one| dot(&one.signature, &one.signature) > 1.0)
-        .collect();
-    known.sort_by(|a, b| a.left(1.0).total_cmp(&b.left(1.0)));
-    let Some(best) = known.first() else {
+        .filter(|one| dot(&one.signature, &one.signature) > 1.0);
+    let mut known: Vec<(f64, Known)> = known.map(|one| (one.left(1.0), one)).collect();
+    known.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let Some((left, best)) = known.first() else {
         return Vec::new();
     };
-    if best.explained(1.0) >= EXPLAINED {
+    if best.explained(*left) >= EXPLAINED {
         // How far from noise the best is shows how far another may be from it.
-        let limit = NEAR * best.left(1.0).max(best.residual.len() as f64);
-        let near = known.iter().take_while(|one| one.left(1.0) <= limit);
-        let near = near
-            .filter(|one| one.explained(1.0) >= EXPLAINED)
-            .take(NAMED);
+        let limit = NEAR * left.max(best.residual.len() as f64);
+        let near = known.iter().take_while(|(left, _)| *left <= limit);
+        let near = near.map(|(left, one)| (one, one.explained(*left)));
+        let near = near.filter(|(_, explained)| *explained >= EXPLAINED);
         return near
-            .map(|one| one.cause(one.coefficient(), one.explained(1.0)))
+            .take(NAMED)
+            .map(|(one, explained)| one.cause(one.coefficient(), explained))
             .collect();
     }
+    let known: Vec<Known> = known.into_iter().map(|(_, one)| one).collect();
     together(&known)
 }
 

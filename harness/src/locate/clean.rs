@@ -81,15 +81,17 @@ impl<'a> Clean<'a> {
         let stage = instance.stage?;
         let unit = self.noise.dtype.unit_roundoff().unwrap_or(f64::NAN);
         let mut signal = Signal::default();
+        let (batch, _) = self.batches.first()?;
+        let fault = Some(&instance.fault);
+        let Ok(faulty) = Stepwise::new(self.model, batch, &self.noise, fault) else {
+            return Some(signal);
+        };
         for ((batch, states), noise) in self.batches.iter().zip(noises) {
             let Some((input, truth)) = states.get(&stage) else {
                 continue;
             };
-            let fault = Some(&instance.fault);
-            let Ok(stepwise) = Stepwise::new(self.model, batch, &self.noise, fault) else {
-                continue;
-            };
-            let variant = stage_rows(stage, batch, &stepwise.output(stage, input.as_ref()));
+            let variant = faulty.on(batch).output(stage, input.as_ref());
+            let variant = stage_rows(stage, batch, &variant);
             let truth = stage_rows(stage, batch, truth);
             let noise = noise.get(&stage.observation()).copied().unwrap_or(f64::NAN);
             let deviation = noise * unit * root_mean_square(truth.iter().copied());
@@ -99,6 +101,14 @@ impl<'a> Clean<'a> {
             signal.count += truth.len();
         }
         Some(signal)
+    }
+
+    /// Whether a fault of the whole changes anything of what is answered for these batches.
+    ///
+    /// # Errors
+    /// Where the fault does not fit the model.
+    pub fn changes(&self, fault: &Fault) -> Result<bool, String> {
+        Ok(self.answers(Some(fault))? != self.answers(None)?)
     }
 
     /// Every observation of every batch under a fault of the whole.
@@ -135,10 +145,7 @@ impl<'a> Clean<'a> {
         states: &States,
         fault: &Fault,
     ) -> Result<BTreeMap<Stage, Matrix>, String> {
-        let mut fed = batch.clone();
-        if !fault.edits.contains(&Edit::Input(InputChange::LeftPadding)) {
-            fed.logit_rows = fault.feed(batch, &[]).batch.logit_rows;
-        }
+        let fed = fed(batch, fault);
         let is_output = |edit: &Edit| matches!(edit, Edit::Output(_));
         let only_answers = fault.edits.iter().all(is_output);
         let stepwise = Stepwise::new(self.model, &fed, &self.noise, Some(fault))?;
@@ -176,6 +183,15 @@ impl<'a> Clean<'a> {
     }
 }
 
+/// A batch as a pass under a fault computes it: with left padding only the positions move, and the rows stay.
+pub(super) fn fed(batch: &Batch, fault: &Fault) -> Batch {
+    let mut fed = batch.clone();
+    if !fault.edits.contains(&Edit::Input(InputChange::LeftPadding)) {
+        fed.logit_rows = fault.feed(batch, &[]).batch.logit_rows;
+    }
+    fed
+}
+
 /// The stages that a batch goes through.
 fn stages(model: &Model, batch: &Batch) -> Vec<Stage> {
     let head = model.weights.has_head() && !batch.logit_rows.is_empty();
@@ -183,7 +199,7 @@ fn stages(model: &Model, batch: &Batch) -> Vec<Stage> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use driftgauge_protocol::fault::{Change, StepEdit};
@@ -198,14 +214,14 @@ mod tests {
 
     const HOME: &str = env!("CARGO_MANIFEST_DIR");
 
-    fn prepared() -> (Model, Plan) {
+    pub(in crate::locate) fn prepared() -> (Model, Plan) {
         let model = Model::open(&Path::new(HOME).join("cases/models/zh-mini"), &[]).unwrap();
         let suite = suite::load(&Path::new(HOME).join("cases/selftest.toml")).unwrap();
         let plan = plan(&[suite], &[], &model).unwrap();
         (model, plan)
     }
 
-    fn loaded() -> Loaded {
+    pub(in crate::locate) fn loaded() -> Loaded {
         Loaded {
             device: "cpu".to_owned(),
             dtype: Dtype::F32,
@@ -227,9 +243,7 @@ mod tests {
         let clean = Clean::compute(&model, &loaded, batches).unwrap();
         let predictions = predicted(&model, &plan, &stage_noise(&loaded));
         let jobs = plan.jobs.iter();
-        let noises: Vec<_> = jobs
-            .map(|job| stage_noise_of(&plan, job, &predictions))
-            .collect();
+        let noises: Vec<_> = jobs.map(|job| stage_noise_of(job, &predictions)).collect();
         let right = clean.answers(None).unwrap();
         let mut checked = 0;
         for instance in known(&model) {

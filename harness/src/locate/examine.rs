@@ -87,7 +87,7 @@ pub fn examine(
     let noises: Vec<BTreeMap<String, f64>> = plan
         .jobs
         .iter()
-        .map(|job| stage_noise_of(&plan, job, &predictions))
+        .map(|job| stage_noise_of(job, &predictions))
         .collect();
     let parts = plan.jobs.iter().zip(&run).zip(&noises);
     let samples: Vec<Sample<'_>> = parts
@@ -97,13 +97,11 @@ pub fn examine(
             predicted,
         })
         .collect();
-    let clean = Clean::compute(bench.model, loaded, plan.jobs.iter().map(|job| &job.batch))?;
     let look = Look {
         model: bench.model,
         loaded,
         k: bench.k,
         samples: &samples,
-        clean: &clean,
     };
     let checks = look.stages()?;
     let is_blind = checks.iter().filter(|check| check.reached).count() < 2;
@@ -132,11 +130,13 @@ fn opened(
     instances: &[Instance],
     again: &dyn Fn() -> Again,
 ) -> Result<Location, String> {
+    let batches = plan.jobs.iter().map(|job| &job.batch);
+    let clean = Clean::compute(look.model, look.loaded, batches)?;
     let again = again();
     let (mut worker, _, loaded) = match start_loaded(&again.launch, &again.request) {
         Ok(started) => started,
         Err(trouble) => {
-            let mut location = look.origins(checks, instances, None)?;
+            let mut location = look.origins(checks, &clean, instances, None)?;
             location.notes.push(describe(&trouble).message);
             return Ok(location);
         }
@@ -159,7 +159,7 @@ fn opened(
         return Ok(location);
     }
     let mut probe = Opened(&mut worker);
-    let mut location = look.origins(checks, instances, Some(&mut probe))?;
+    let mut location = look.origins(checks, &clean, instances, Some(&mut probe))?;
     if let Some(stage) = bad_stage(checks, look.k) {
         location
             .notes
@@ -207,10 +207,10 @@ fn blind(
     }
     let tensors: Vec<JobOutcome> = run.iter().map(|(_, tensors)| (*tensors).clone()).collect();
     let blind = Blind::compute(bench, loaded, instances)?;
-    let verdict = blind.look(bench, loaded, &tensors)?;
+    let verdict = blind.look(bench, &tensors)?;
     location
         .notes
-        .push("from the logits alone: the inside of this model is not seen".to_owned());
+        .push("only the logits of this model are seen, not its inside".to_owned());
     location.origins.extend(verdict.origin());
     Ok(location)
 }

@@ -1,19 +1,22 @@
 //! The matched filter on the logits alone: what can be said of a model whose inside is not seen.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use driftgauge_protocol::fault::Edit;
-use driftgauge_protocol::{Batch, Loaded, Stage, Tensor, observation};
+use driftgauge_protocol::fault::{Edit, Fault};
+use driftgauge_protocol::{Batch, Loaded, Stage, Step, Tensor, observation};
 use driftgauge_reports::location::Cause;
+use rayon::prelude::*;
 
-use super::causes::{cause, dot, left};
+use super::causes::{affected, cause, dot, left};
+use super::clean::fed;
 use super::seen::bounded;
 use super::stage_noise;
 use crate::catalogue::{self, Instance};
 use crate::judge::Bench;
 use crate::measure::centre_rows;
 use crate::model::Model;
-use crate::oracle::{self, Matrix, Noise, Sequence, Stepwise};
+use crate::oracle::{self, Matrix, Noise, Sequence, Steps, Stepwise, linear};
 use crate::plan::Job;
 use crate::run::JobOutcome;
 
@@ -96,6 +99,7 @@ impl Blind {
     ) -> Result<Self, String> {
         let model = bench.model;
         let jobs = chosen(model, &bench.plan.jobs);
+        let layers = model.config.num_hidden_layers;
         let width = model.config.vocab_size;
         let wanted = (COLUMNS * model.config.hidden_size).min(width);
         // Spread evenly, by a step that the vocabulary's own order does not know.
@@ -107,38 +111,60 @@ impl Blind {
             noise: 0.0,
             known: Vec::new(),
         };
+        let Some(first) = blind.jobs.first() else {
+            return Ok(blind);
+        };
+        let first = &bench.plan.jobs[*first].batch;
+        let correct = Stepwise::new(model, first, &stage_noise(loaded), None)?;
+        let decoder = Decoder::new(&correct, &blind.columns);
         let bases: Vec<Base<'_>> = blind
             .jobs
             .iter()
-            .map(|job| Base::new(bench, &bench.plan.jobs[*job].batch, loaded))
+            .map(|job| Base::new(&correct.on(&bench.plan.jobs[*job].batch), layers))
             .collect::<Result<_, _>>()?;
-        let truths = bases.iter().map(|base| base.logits.clone());
-        blind.truth = blind.row_values(truths);
+        blind.truth = blind.row_values(bases.iter().map(|base| base.logits.clone()));
+        let decoded: Vec<f64> = bases
+            .iter()
+            .flat_map(|base| decoder.decode(&base.norm))
+            .collect();
         let samples = blind.samples(bench, loaded);
         let squares = samples.iter().map(|sample| dot(sample, sample));
         blind.noise = squares.sum::<f64>() / samples.len().max(1) as f64;
         let head = model.weights.has_head();
         let everywhere = catalogue::all().filter_map(|entry| entry.everywhere(&model.config, head));
-        for instance in instances.iter().cloned().chain(everywhere) {
-            let variants = bases
-                .iter()
-                .map(|base| base.variant(bench, loaded, &instance));
-            let Ok(variants) = variants.collect::<Result<Vec<_>, String>>() else {
-                continue;
+        let all: Vec<Instance> = instances.iter().cloned().chain(everywhere).collect();
+        let signature = |instance: Instance| {
+            let first = bases.first()?;
+            let noise = stage_noise(loaded);
+            // A fault that does not fit the model leaves nothing in it.
+            let faulty = Stepwise::new(model, first.batch, &noise, Some(&instance.fault)).ok()?;
+            let is_opaque = changes_logits(&instance.fault);
+            let variants = bases.iter().map(|base| match is_opaque {
+                true => {
+                    let logits = base.logits(&faulty, &instance)?;
+                    Some(blind.row_values(std::iter::once(logits)))
+                }
+                false => Some(decoder.decode(&base.norm(&faulty, &instance))),
+            });
+            let variants: Vec<f64> = variants.collect::<Option<Vec<_>>>()?.concat();
+            let truth = match is_opaque {
+                true => &blind.truth,
+                false => &decoded,
             };
-            let values = blind.row_values(variants.into_iter());
-            let pairs = values.iter().zip(&blind.truth);
+            let pairs = variants.iter().zip(truth);
             let values: Vec<f32> = pairs.map(|(v, t)| bounded(v - t) as f32).collect();
             let squares = dot(&values, &values);
             let projections = samples.iter().map(|sample| dot(sample, &values) / squares);
             let mean = projections.map(|c| c * c).sum::<f64>() / samples.len().max(1) as f64;
-            blind.known.push(Signature {
+            Some(Signature {
                 instance,
                 values,
                 squares,
                 deviation: mean.sqrt(),
-            });
-        }
+            })
+        };
+        let known = all.into_par_iter().filter_map(signature).collect();
+        blind.known = known;
         Ok(blind)
     }
 
@@ -146,12 +172,7 @@ impl Blind {
     ///
     /// # Errors
     /// Where logits are missing or of another shape.
-    pub fn look(
-        &self,
-        bench: Bench<'_>,
-        _loaded: &Loaded,
-        outcomes: &[JobOutcome],
-    ) -> Result<Verdict, String> {
+    pub fn look(&self, bench: Bench<'_>, outcomes: &[JobOutcome]) -> Result<Verdict, String> {
         let width = bench.model.config.vocab_size;
         let mut all = Vec::new();
         for job in &self.jobs {
@@ -277,73 +298,151 @@ fn chosen(model: &Model, jobs: &[Job]) -> Vec<usize> {
     chosen
 }
 
+/// Whether a fault changes how the logits come from the head's last hidden state, or what is made of them.
+fn changes_logits(fault: &Fault) -> bool {
+    let answers = |edit: &Edit| matches!(edit, Edit::Output(_));
+    fault.edits.iter().any(answers) || affected(fault, Stage::Head).contains(&Step::Logits)
+}
+
+/// The decoder, for the columns that are compared alone.
+struct Decoder {
+    /// A row for each column, less the mean over the vocabulary.
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+}
+
+impl Decoder {
+    fn new(correct: &Stepwise<'_>, columns: &[usize]) -> Self {
+        let (weight, bias) = correct.decoder();
+        let width = weight.len() / bias.len();
+        let mut mean = vec![0.0; width];
+        for row in weight.chunks(width) {
+            mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+        let count = bias.len() as f64;
+        mean.iter_mut().for_each(|sum| *sum /= count);
+        let mean_bias = bias.iter().sum::<f64>() / count;
+        let rows = columns.iter().flat_map(|column| {
+            let row = &weight[column * width..(column + 1) * width];
+            row.iter().zip(&mean).map(|(x, mean)| x - mean)
+        });
+        Self {
+            weight: rows.collect(),
+            bias: columns.iter().map(|c| bias[*c] - mean_bias).collect(),
+        }
+    }
+
+    /// The compared numbers of the rows whose last hidden state, after the head's layer norm, is `norm`.
+    fn decode(&self, norm: &Matrix) -> Vec<f64> {
+        let width = norm.width();
+        let rows = |rows: Range<usize>| self.weight[rows.start * width..rows.end * width].to_vec();
+        linear(norm, &rows, &self.bias).into_values()
+    }
+}
+
 /// A correct pass over one batch, from which variants branch off.
 struct Base<'a> {
     batch: &'a Batch,
     /// What each stage starts from.
     inputs: BTreeMap<Stage, Option<Matrix>>,
+    /// What the head makes its logits from.
+    norm: Matrix,
     logits: Matrix,
 }
 
 impl<'a> Base<'a> {
-    fn new(bench: Bench<'_>, batch: &'a Batch, loaded: &Loaded) -> Result<Self, String> {
-        let stepwise = Stepwise::new(bench.model, batch, &stage_noise(loaded), None)?;
+    fn new(correct: &Stepwise<'a>, layers: usize) -> Result<Self, String> {
         let mut inputs = BTreeMap::new();
         let mut hidden: Option<Matrix> = None;
-        for stage in Stage::all(bench.model.config.num_hidden_layers, true) {
-            let output = stepwise.output(stage, hidden.as_ref());
+        for stage in Stage::all(layers, false) {
+            let output = correct.output(stage, hidden.as_ref());
             inputs.insert(stage, hidden.take());
             hidden = Some(output);
         }
+        let mut head = correct.stage(Stage::Head, hidden.as_ref());
+        inputs.insert(Stage::Head, hidden);
+        let mut result = |step| head.remove(&step).ok_or("the head lacks a step");
         Ok(Self {
-            batch,
+            batch: correct.batch(),
             inputs,
-            logits: hidden.ok_or("the model has no stages")?,
+            norm: result(Step::Norm)?,
+            logits: result(Step::Logits)?,
         })
     }
 
-    /// The logits under a fault, computed from the first stage that it changes.
-    fn variant(
-        &self,
-        bench: Bench<'_>,
-        loaded: &Loaded,
-        instance: &Instance,
-    ) -> Result<Matrix, String> {
-        let fault = &instance.fault;
-        let answers = fault
-            .edits
-            .iter()
-            .any(|edit| matches!(edit, Edit::Output(_)));
-        let mut batch = self.batch.clone();
-        batch.logit_rows = fault.feed(&batch, &[]).batch.logit_rows;
-        // A pass over unmoved rows: with left padding only their positions move.
-        let is_shifted = fault.edits.contains(&Edit::Input(
-            driftgauge_protocol::fault::InputChange::LeftPadding,
-        ));
-        if is_shifted {
-            batch.logit_rows.clone_from(&self.batch.logit_rows);
+    /// What the head makes its logits from under a fault, computed from the first stage that it changes.
+    fn norm(&self, faulty: &Stepwise<'_>, instance: &Instance) -> Matrix {
+        let batch = fed(self.batch, &instance.fault);
+        let stepwise = faulty.on(&batch);
+        let hidden = self.hidden(&stepwise, instance);
+        let mut done = Steps::new();
+        let mut norm = Matrix::zeros(0, 1);
+        for step in [Step::Transform, Step::Activation, Step::Norm] {
+            norm = stepwise.step(Stage::Head, step, hidden.as_ref(), &done);
+            done.insert(step, norm.clone());
         }
-        let stepwise = Stepwise::new(bench.model, &batch, &stage_noise(loaded), Some(fault))?;
-        let first = match (instance.stage, answers) {
-            (Some(stage), _) => stage,
-            (None, true) => Stage::Head,
-            (None, false) => Stage::Embeddings,
-        };
-        let stages = Stage::all(bench.model.config.num_hidden_layers, true);
-        let mut hidden = self.inputs[&first].clone();
-        for stage in stages.into_iter().skip_while(|stage| *stage != first) {
-            hidden = Some(stepwise.output(stage, hidden.as_ref()));
-        }
-        let logits = hidden.ok_or("the model has no stages")?;
-        if !answers {
-            return Ok(logits);
-        }
+        norm
+    }
+
+    /// The logits under a fault; `None` where it answers none.
+    fn logits(&self, faulty: &Stepwise<'_>, instance: &Instance) -> Option<Matrix> {
+        let batch = fed(self.batch, &instance.fault);
+        let stepwise = faulty.on(&batch);
+        let hidden = self.hidden(&stepwise, instance);
+        let logits = stepwise.output(Stage::Head, hidden.as_ref());
         let shape = vec![logits.height(), logits.width()];
         let name = observation::LOGITS.to_owned();
-        let tensor = Tensor::from_f64(shape, logits.values()).map_err(|error| error.to_string())?;
+        let tensor = Tensor::from_f64(shape, logits.values()).ok()?;
         let computed = BTreeMap::from([(name.clone(), tensor)]);
-        let answered = fault.answer(self.batch, std::slice::from_ref(&name), computed);
-        let logits = answered.get(&name).ok_or("the fault answers no logits")?;
-        Ok(Matrix::new(bench.model.config.vocab_size, logits.to_f64()))
+        let wanted = std::slice::from_ref(&name);
+        let answered = instance.fault.answer(self.batch, wanted, computed);
+        Some(Matrix::new(logits.width(), answered.get(&name)?.to_f64()))
+    }
+
+    /// The hidden state that the head starts from under a fault.
+    fn hidden(&self, stepwise: &Stepwise<'_>, instance: &Instance) -> Option<Matrix> {
+        let answers = |edit: &Edit| matches!(edit, Edit::Output(_));
+        let first = match instance.stage {
+            Some(stage) => stage,
+            None if instance.fault.edits.iter().any(answers) => Stage::Head,
+            None => Stage::Embeddings,
+        };
+        let mut hidden = self.inputs[&first].clone();
+        let layers = self.inputs.keys().filter(|stage| **stage != Stage::Head);
+        for stage in layers.skip_while(|stage| **stage != first) {
+            hidden = Some(stepwise.output(*stage, hidden.as_ref()));
+        }
+        hidden
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::locate::clean::tests::{loaded, prepared};
+
+    /// Of most faults only some columns are computed: those of all.
+    #[test]
+    fn the_compared_columns_alone_are_those_of_all_logits() {
+        let ((model, plan), loaded) = (prepared(), loaded());
+        let truths = oracle::truths(&model, &plan.sequences);
+        let bench = Bench {
+            model: &model,
+            plan: &plan,
+            truths: &truths,
+            k: 2.5,
+        };
+        let blind = Blind::compute(bench, &loaded, &[]).unwrap();
+        let first = &plan.jobs[blind.jobs[0]].batch;
+        let correct = Stepwise::new(&model, first, &stage_noise(&loaded), None).unwrap();
+        let decoder = Decoder::new(&correct, &blind.columns);
+        let base = Base::new(&correct, model.config.num_hidden_layers).unwrap();
+        let few = decoder.decode(&base.norm);
+        let all = blind.row_values(std::iter::once(base.logits.clone()));
+        assert_eq!(few.len(), all.len());
+        let largest = all.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        for (few, all) in few.iter().zip(&all) {
+            assert!((few - all).abs() < 1e-13 * largest, "{few} and {all}");
+        }
     }
 }

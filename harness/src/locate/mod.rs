@@ -12,7 +12,6 @@ mod clean;
 mod enter;
 pub mod examine;
 mod logits;
-
 mod noise;
 mod optimiser;
 mod seen;
@@ -55,8 +54,6 @@ pub struct Look<'a> {
     pub k: f64,
     /// The batches.
     pub samples: &'a [Sample<'a>],
-    /// Correct passes over the same batches.
-    pub clean: &'a Clean<'a>,
 }
 
 /// One batch.
@@ -100,12 +97,16 @@ pub struct StageCheck {
 impl StageCheck {
     /// The error in noise.
     pub fn noise(&self) -> f64 {
-        self.error_u / self.predicted_u
+        match self.error_u == 0.0 {
+            true => 0.0,
+            false => self.error_u / self.predicted_u,
+        }
     }
 
     /// Whether it is within its budget; a stage that cannot be judged is.
     pub fn within(&self, k: f64) -> bool {
-        !self.reached || self.error_u <= k * self.predicted_u
+        // A stage whose truth is all zeros has no noise.
+        !self.reached || self.error_u == 0.0 || self.error_u <= k * self.predicted_u
     }
 
     /// For the record.
@@ -189,6 +190,7 @@ impl<'a> Look<'a> {
         Ok(Some(Pair {
             got: stage_rows(stage, sample.batch, &output),
             truth: stage_rows(stage, sample.batch, &truth),
+            input,
         }))
     }
 
@@ -222,12 +224,7 @@ impl<'a> Look<'a> {
             }
             Ok(Some(Matrix::new(width(stage), values)))
         };
-        let before = match stage {
-            Stage::Embeddings => None,
-            Stage::Layer(1) => Some(Stage::Embeddings),
-            Stage::Layer(layer) => Some(Stage::Layer(layer - 1)),
-            Stage::Head => Some(Stage::Layer(config.num_hidden_layers)),
-        };
+        let before = stage.before(config.num_hidden_layers);
         let Some(output) = matrix(stage)? else {
             return Ok(None);
         };
@@ -242,14 +239,15 @@ impl<'a> Look<'a> {
         Ok(input.filter(is_finite).map(|input| (Some(input), output)))
     }
 
-    /// Where it starts, and what that looks like. `checks` are those of [`Look::stages`]; `followers` is the number of
-    /// observations that are beyond their budgets in the whole run.
+    /// Where it starts, and what that looks like. `checks` are those of [`Look::stages`]; `clean` are correct passes over
+    /// the same batches.
     ///
     /// # Errors
     /// As [`Look::stages`].
     pub fn origins(
         &self,
         checks: &[StageCheck],
+        clean: &Clean<'_>,
         instances: &[Instance],
         mut probe: Option<&mut dyn Probe>,
     ) -> Result<Location, String> {
@@ -262,9 +260,13 @@ impl<'a> Look<'a> {
             ..Location::default()
         };
         // One bad layer is no fault of what is fed or answered.
-        let in_one_layer = matches!(bad[..], [check] if matches!(check.stage, Stage::Layer(_)));
-        if !in_one_layer {
-            location.origins.extend(self.whole(instances)?);
+        let is_whole = match bad[..] {
+            [] => false,
+            [check] => !matches!(check.stage, Stage::Layer(_)),
+            _ => true,
+        };
+        if is_whole {
+            location.origins.extend(self.whole(clean, instances)?);
         }
         if !location.origins.is_empty() {
             return Ok(location);
@@ -336,26 +338,26 @@ impl<'a> Look<'a> {
         let unit = self.loaded.dtype.unit_roundoff().unwrap_or(f64::NAN);
         let mut pairs = Vec::new();
         for sample in self.samples {
-            let Some((input, output)) = self.ends(sample, stage)? else {
+            let Some(Pair { input, got, truth }) = self.pair(sample, stage)? else {
                 continue;
             };
-            let stepwise = Stepwise::new(self.model, sample.batch, &noise, None)?;
-            let truth = stepwise.output(stage, input.as_ref());
-            let truth = stage_rows(stage, sample.batch, &truth);
-            let got = stage_rows(stage, sample.batch, &output);
             let norm = root_mean_square(truth.iter().copied());
             let residual = Residual::new(&got, truth, check.predicted_u * unit * norm);
             pairs.push((sample.batch, input, residual));
         }
+        let Some((batch, ..)) = pairs.first() else {
+            return Ok(Vec::new());
+        };
         let mut known = Vec::new();
         for instance in at_stage(instances, stage) {
+            let fault = Some(&instance.fault);
+            // A fault that does not fit the model is not in it.
+            let Ok(faulty) = Stepwise::new(self.model, batch, &noise, fault) else {
+                continue;
+            };
             let mut signature = Known::of(instance);
             for (batch, input, residual) in &pairs {
-                let fault = Some(&instance.fault);
-                let Ok(stepwise) = Stepwise::new(self.model, batch, &noise, fault) else {
-                    continue;
-                };
-                let variant = stepwise.output(stage, input.as_ref());
+                let variant = faulty.on(batch).output(stage, input.as_ref());
                 signature.add(residual, Some(stage_rows(stage, batch, &variant)));
             }
             known.push(signature);
@@ -365,6 +367,7 @@ impl<'a> Look<'a> {
 }
 
 struct Pair {
+    input: Option<Matrix>,
     got: Vec<f64>,
     truth: Vec<f64>,
 }

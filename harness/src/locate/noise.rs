@@ -2,43 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use driftgauge_protocol::observation;
-
-use crate::plan::{Job, Plan};
-use crate::predict::Prediction;
+use crate::plan::Job;
+use crate::predict::{Prediction, scatter};
 
 /// Relative error of each stage alone that is predicted for a batch, in u, by observation; `predictions` are those of
 /// [`super::stage_noise`], for all cases of the plan.
 ///
 /// Rows of one observation are about equally long, because they come from a layer norm, so that their number
 /// is a case's share.
-pub fn stage_noise_of(plan: &Plan, job: &Job, predictions: &[Prediction]) -> BTreeMap<String, f64> {
-    let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-    for place in job.cases.clone() {
-        let case = &plan.cases[place];
-        let tokens = case
-            .encoded
-            .iter()
-            .map(|text| text.ids.len())
-            .sum::<usize>();
-        let sequences = &plan.sequences[case.sequences.clone()];
-        let logits = sequences
-            .iter()
-            .map(|one| one.logit_positions.len())
-            .sum::<usize>();
-        for name in predictions[place].errors.keys() {
-            let rows = match name.as_str() {
-                observation::LOGITS => logits,
-                _ => tokens,
-            } as f64;
-            let error = predictions[place].error_u(name).unwrap_or(f64::NAN);
-            let sum = sums.entry(name.clone()).or_default();
-            sum.0 += rows * error * error;
+pub fn stage_noise_of(job: &Job, predictions: &[Prediction]) -> BTreeMap<String, f64> {
+    let mut sums: BTreeMap<&String, (f64, usize)> = BTreeMap::new();
+    for prediction in &predictions[job.cases.clone()] {
+        for (name, rows) in &prediction.rows {
+            let error = prediction.usual_u(name).unwrap_or(f64::NAN);
+            let sum = sums.entry(name).or_default();
+            sum.0 += *rows as f64 * error * error;
             sum.1 += rows;
         }
     }
-    let means = sums.into_iter().filter(|(_, (_, rows))| *rows > 0.0);
-    means
-        .map(|(name, (squares, rows))| (name, (squares / rows).sqrt()))
+    let sums = sums.into_iter().filter(|(_, (_, rows))| *rows > 0);
+    let noise = |squares: f64, rows: usize| (squares / rows as f64).sqrt() * scatter(rows);
+    sums.map(|(name, (squares, rows))| (name.clone(), noise(squares, rows)))
         .collect()
 }

@@ -3,9 +3,7 @@
 //! A worker states them: the property `optimisers` names those that its level may apply, and its targets
 //! take the options `opt` and `without`.
 
-use std::collections::BTreeMap;
-
-use driftgauge_protocol::{LoadRequest, Loaded, Stage};
+use driftgauge_protocol::{Loaded, Stage};
 
 use super::examine::Again;
 use super::{Look, Sample};
@@ -66,33 +64,22 @@ impl Bisection<'_> {
         let Some(top) = LEVELS.iter().position(|level| *level == asked) else {
             return Ok(Vec::new());
         };
-        let mut lowest = None;
+        // At the level that was asked for it is there: nothing lower need be.
+        let mut first = LEVELS[top];
         for level in &LEVELS[..top] {
             if self.is_bad(&[("opt", level)])? {
-                lowest = Some(*level);
+                first = level;
                 break;
             }
         }
-        match lowest {
-            Some("disable") => {
-                return Ok(vec![
-                    "it is in the graph itself: without any optimisation as well".to_owned(),
-                ]);
-            }
-            Some(level) => {
-                return Ok(vec![
-                    format!("it appears only from optimisation level `{level}` on"),
-                    self.named(names, level)?,
-                ]);
-            }
-            None => {}
+        if first == LEVELS[0] {
+            let sentence = "it is in the graph itself: without any optimisation as well";
+            return Ok(vec![sentence.to_owned()]);
         }
-        let first = match top {
-            0 => return Ok(Vec::new()),
-            top => LEVELS[top],
-        };
-        let sentence = format!("it appears only from optimisation level `{first}` on");
-        Ok(vec![sentence, self.named(names, first)?])
+        Ok(vec![
+            format!("it appears only from optimisation level `{first}` on"),
+            self.named(names, first)?,
+        ])
     }
 
     /// Names the optimisers without any one of which it is gone.
@@ -128,9 +115,7 @@ impl Bisection<'_> {
 
     /// Whether the stage is beyond its budget with other options.
     fn is_bad(&mut self, options: &[(&str, &str)]) -> Result<bool, Trouble> {
-        let mut request = LoadRequest {
-            ..self.again.request.clone()
-        };
+        let mut request = self.again.request.clone();
         for (key, value) in options {
             request
                 .options
@@ -152,17 +137,13 @@ impl Bisection<'_> {
             outcomes.push(tensors);
         }
         self.worker = Some(worker);
-        let empty = BTreeMap::new();
-        let parts = self.plan.jobs.iter().zip(&outcomes).enumerate();
+        let jobs = self.plan.jobs.iter().zip(&outcomes);
+        let parts = jobs.zip(self.look.samples);
         let samples: Vec<Sample<'_>> = parts
-            .map(|(index, (job, tensors))| Sample {
+            .map(|((job, tensors), sample)| Sample {
                 batch: &job.batch,
                 tensors,
-                predicted: self
-                    .look
-                    .samples
-                    .get(index)
-                    .map_or(&empty, |one| one.predicted),
+                predicted: sample.predicted,
             })
             .collect();
         let look = Look {

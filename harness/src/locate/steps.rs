@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use driftgauge_protocol::{Batch, Dtype, Stage, Step, Tensor, observation};
+use driftgauge_protocol::{Batch, Dtype, Stage, Step, Tensor};
 use driftgauge_reports::location::Cause;
 
 use super::causes::{self, Known, Residual};
@@ -61,13 +61,8 @@ impl Look<'_> {
     }
 
     fn input_tensor<'s>(&self, sample: &Sample<'s>, stage: Stage) -> Option<&'s Tensor> {
-        let name = match stage {
-            Stage::Embeddings => return None,
-            Stage::Layer(1) => observation::EMBEDDINGS.to_owned(),
-            Stage::Layer(layer) => observation::hidden(layer - 1),
-            Stage::Head => observation::hidden(self.model.config.num_hidden_layers),
-        };
-        sample.tensors.get(&name)
+        let before = stage.before(self.model.config.num_hidden_layers)?;
+        sample.tensors.get(&before.observation())
     }
 
     /// An opened stage must be the production stage, or its steps say nothing about it.
@@ -90,6 +85,9 @@ impl Look<'_> {
                 true => Ok(()),
                 false => Err("its steps, opened, do not give what the whole model gave".to_owned()),
             };
+        }
+        if production == opened {
+            return Ok(());
         }
         let apart = production.iter().zip(&opened);
         let apart = apart.map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt() / norm / unit;
@@ -164,12 +162,17 @@ impl Look<'_> {
         let mut known = Vec::new();
         for instance in instances {
             let affected = causes::affected(&instance.fault, stage);
+            let fault = Some(&instance.fault);
+            let faulty = opened
+                .first()
+                .map(|first| Stepwise::new(self.model, &first.batch, &noise, fault));
+            // A fault that does not fit the model is not in it.
+            let Some(Ok(faulty)) = faulty else {
+                continue;
+            };
             let mut signature = Known::of(instance);
             for one in opened {
-                let fault = Some(&instance.fault);
-                let Ok(stepwise) = Stepwise::new(self.model, &one.batch, &noise, fault) else {
-                    continue;
-                };
+                let stepwise = faulty.on(&one.batch);
                 for (step, residual) in &one.steps {
                     if !bad.contains(step) && !affected.contains(step) {
                         continue;

@@ -8,7 +8,7 @@ use driftgauge_reports::location::Origin;
 
 use super::causes::cause;
 use super::seen::bounded;
-use super::{Look, Sample};
+use super::{Clean, Look, Sample};
 use crate::catalogue::Instance;
 use crate::oracle::Matrix;
 
@@ -18,15 +18,19 @@ const EXPLAINED: f64 = 0.99;
 
 impl Look<'_> {
     /// The faults of what is fed or answered that explain everything, if there are any.
-    pub(super) fn whole(&self, instances: &[Instance]) -> Result<Vec<Origin>, String> {
-        let clean = self.clean.answers(None)?;
+    pub(super) fn whole(
+        &self,
+        clean: &Clean<'_>,
+        instances: &[Instance],
+    ) -> Result<Vec<Origin>, String> {
+        let right = clean.answers(None)?;
         let candidates = instances
             .iter()
             .filter(|instance| is_whole(&instance.fault));
         let mut best: Option<(f64, f64, &Instance)> = None;
         for instance in candidates {
-            let variant = self.clean.answers(Some(&instance.fault))?;
-            let Some((coefficient, explained)) = self.compare(&clean, &variant) else {
+            let variant = clean.answers(Some(&instance.fault))?;
+            let Some((coefficient, explained)) = self.compare(&right, &variant) else {
                 continue;
             };
             if best.is_none_or(|(_, known, _)| explained > known) {
@@ -44,14 +48,6 @@ impl Look<'_> {
             })
             .into_iter()
             .collect())
-    }
-
-    /// Whether a fault changes anything of what a correct implementation answers for these batches.
-    ///
-    /// # Errors
-    /// Where the fault does not fit the model.
-    pub fn changes(&self, fault: &Fault) -> Result<bool, String> {
-        Ok(self.clean.answers(Some(fault))? != self.clean.answers(None)?)
     }
 
     /// Coefficient and explained share of a variant, over all observations, each in units of its truth.

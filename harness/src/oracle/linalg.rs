@@ -292,6 +292,51 @@ pub fn linear<T: Element>(
     result
 }
 
+/// Rows for which [`linear_of_few`] is the faster way.
+pub const FEW_ROWS: usize = 4;
+
+/// [`linear`] for a few rows, of which no product of matrices makes good use: the weight is read once, and nothing is
+/// rearranged. Differs from it by the order of the sums.
+pub fn linear_of_few(
+    x: &Matrix,
+    weight_rows: &(dyn Fn(Range<usize>) -> Vec<f64> + Sync),
+    bias: &[f64],
+) -> Matrix {
+    let (inputs, outputs) = (x.width, bias.len());
+    let panels: Vec<Vec<f64>> = split(outputs, OUTPUT_PANEL)
+        .into_par_iter()
+        .map(|columns| {
+            let weight = weight_rows(columns);
+            let rows = x.values.chunks(inputs);
+            rows.flat_map(|row| weight.chunks(inputs).map(|weight| dot(row, weight)))
+                .collect()
+        })
+        .collect();
+    let mut values = Vec::with_capacity(x.height * outputs);
+    for row in 0..x.height {
+        let parts = panels.iter().flat_map(|panel| {
+            let width = panel.len() / x.height;
+            &panel[row * width..(row + 1) * width]
+        });
+        values.extend(parts.zip(bias).map(|(value, bias)| value + bias));
+    }
+    Matrix::new(outputs, values)
+}
+
+/// The sum of the products of two rows, in lanes.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += a * b;
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);
+    lanes.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
 /// `0..length` in pieces of `size`, the last one perhaps shorter.
 fn split(length: usize, size: usize) -> Vec<Range<usize>> {
     (0..length)
@@ -376,6 +421,21 @@ mod tests {
         assert_eq!(output.values(), [0.0, 10.0, 12.0, 0.0, 25.0, 30.0]);
     }
 
+    /// More outputs than one panel, and rows that do not fill the lanes.
+    #[test]
+    fn a_few_rows_give_what_many_give() {
+        let (inputs, outputs) = (2 * LANES + 3, OUTPUT_PANEL + 5);
+        let number = |index: usize| ((index * 7919) % 1000) as f64 / 500.0 - 1.0;
+        let x = Matrix::new(inputs, (0..FEW_ROWS * inputs).map(number).collect());
+        let weight: Vec<f64> = (0..outputs * inputs).map(|i| number(i + 17)).collect();
+        let rows = |rows: Range<usize>| weight[rows.start * inputs..rows.end * inputs].to_vec();
+        let bias: Vec<f64> = (0..outputs).map(number).collect();
+        let (few, many) = (linear_of_few(&x, &rows, &bias), linear(&x, &rows, &bias));
+        assert_eq!((few.height(), few.width()), (FEW_ROWS, outputs));
+        let pairs = few.values().iter().zip(many.values());
+        pairs.for_each(|(a, b)| assert!((a - b).abs() < 1e-13, "{a} and {b}"));
+    }
+
     #[test]
     fn linear_layer_norm_and_softmax_by_hand() {
         let x = Matrix::new(2, vec![1.0, 2.0, 0.0, -1.0]);
@@ -383,6 +443,7 @@ mod tests {
         let rows = |rows: Range<usize>| weight[2 * rows.start..2 * rows.end].to_vec();
         let y = linear(&x, &rows, &[0.5, 0.0, -1.0]);
         assert_eq!(y.values(), [3.5, 2.0, 5.0, -0.5, 0.0, -4.0]);
+        assert_eq!(linear_of_few(&x, &rows, &[0.5, 0.0, -1.0]), y);
         let mut row = Matrix::new(2, vec![1.0, 3.0]);
         layer_norm(&mut row, &[1.0, 2.0], &[0.0, 1.0], 3.0);
         assert_eq!(row.values(), [-0.5, 2.0]);

@@ -30,8 +30,8 @@ use crate::model::{Model, ModelWeights};
 
 use activation::activation_value;
 use errors::{Carrier, Errors};
-pub use linalg::{Element, Matrix};
-use linalg::{add, layer_norm, linear, product, softmax_rows};
+pub use linalg::{Element, Matrix, linear};
+use linalg::{add, layer_norm, product, softmax_rows};
 pub use noise::{Noise, ROUNDING_RMS, Shortcut};
 pub use stage::{Steps, Stepwise};
 

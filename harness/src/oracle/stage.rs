@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use driftgauge_protocol::fault::{
     self, Activation, AttentionMask, Change, Edit, Fault, InputChange,
@@ -15,7 +16,9 @@ use driftgauge_protocol::{Batch, Dtype, Stage, Step};
 use rayon::prelude::*;
 
 use super::activation::activation_value;
-use super::linalg::{Matrix, add, layer_norm, linear, product, softmax_rows};
+use super::linalg::{
+    FEW_ROWS, Matrix, add, layer_norm, linear, linear_of_few, product, softmax_rows,
+};
 use super::{heads, noise::Noise};
 use crate::model::{Model, WeightView};
 
@@ -34,7 +37,7 @@ pub struct Stepwise<'a> {
     pub(super) noise: Noise,
     fault: Option<&'a Fault>,
     /// Tensors that the fault changes.
-    changed: BTreeMap<String, Vec<f64>>,
+    changed: Arc<BTreeMap<String, Vec<f64>>>,
 }
 
 impl<'a> Stepwise<'a> {
@@ -70,8 +73,35 @@ impl<'a> Stepwise<'a> {
             batch,
             noise: *noise,
             fault,
-            changed,
+            changed: Arc::new(changed),
         })
+    }
+
+    /// The same model, with the same weights, for another batch.
+    pub fn on<'b>(&self, batch: &'b Batch) -> Stepwise<'b>
+    where
+        'a: 'b,
+    {
+        Stepwise {
+            model: self.model,
+            batch,
+            noise: self.noise,
+            fault: self.fault,
+            changed: Arc::clone(&self.changed),
+        }
+    }
+
+    /// What it computes.
+    pub fn batch(&self) -> &'a Batch {
+        self.batch
+    }
+
+    /// Weight and bias of the decoder, a row of the weight for each token of the vocabulary.
+    pub fn decoder(&self) -> (Vec<f64>, Vec<f64>) {
+        let module = Step::Logits.module(Stage::Head);
+        let module = module.expect("the decoder is a dense layer");
+        let tensor = |part: &str| self.tensor(&format!("{module}.{part}")).all();
+        (tensor("weight"), tensor("bias"))
     }
 
     /// All steps of a stage from the hidden state before it, which the embedding stage has not.
@@ -198,7 +228,11 @@ impl<'a> Stepwise<'a> {
             _ => None,
         });
         let Some((to, every)) = accumulate else {
-            return linear(input, &|rows| weight.rows(rows), &bias);
+            let rows = |rows| weight.rows(rows);
+            return match input.height() <= FEW_ROWS {
+                true => linear_of_few(input, &rows, &bias),
+                false => linear(input, &rows, &bias),
+            };
         };
         let none = vec![0.0; bias.len()];
         let mut sum = Matrix::zeros(input.height(), bias.len());

@@ -88,7 +88,6 @@ pub(super) fn check(
         loaded: &loaded,
         k: bench.k,
         samples: &samples,
-        clean: &ground.clean,
     };
     match stage_alarms(&look, checked) {
         Ok(more) => alarms.extend(more),
@@ -169,7 +168,7 @@ pub fn group(ground: &Ground<'_>, count: usize) -> Group {
         truths: oracle::truths(bench.model, &all.sequences),
         predictions: predicted(bench.model, &all, &whole),
         noises: jobs
-            .map(|job| stage_noise_of(&all, job, &stage_predictions))
+            .map(|job| stage_noise_of(job, &stage_predictions))
             .collect(),
         plans: (0..count).map(|job| all.only(&[job])).collect(),
     }

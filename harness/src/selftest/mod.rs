@@ -119,9 +119,7 @@ impl<'a> Ground<'a> {
         whole.by_stage = false;
         let predictions = predict(&whole);
         let jobs = bench.plan.jobs.iter();
-        let noises: Vec<_> = jobs
-            .map(|job| stage_noise_of(bench.plan, job, &stages))
-            .collect();
+        let noises: Vec<_> = jobs.map(|job| stage_noise_of(job, &stages)).collect();
         let batches = bench.plan.jobs.iter().map(|job| &job.batch);
         let clean = Clean::compute(bench.model, &loaded, batches)?;
         let blind = Blind::compute(bench, &loaded, instances)?;

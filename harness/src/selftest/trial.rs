@@ -104,10 +104,9 @@ fn assess(
         loaded: &ran.loaded,
         k: ground.bench.k,
         samples: &samples,
-        clean: &ground.clean,
     };
     let judgements = judgements(ground, ran);
-    if trial.signal.is_none() && !look.changes(&injection.fault)? {
+    if trial.signal.is_none() && !ground.clean.changes(&injection.fault)? {
         trial.signal = Some(0.0);
     }
     let checks = look.stages()?;
@@ -133,7 +132,7 @@ fn assess(
         location.origins.push(origin);
     } else if trial.by_budget || trial.by_stage {
         let probe: &mut dyn Probe = &mut Opened(worker);
-        location = look.origins(&checks, instances, Some(probe))?;
+        location = look.origins(&checks, &ground.clean, instances, Some(probe))?;
     }
     let has_logits = |name: &String| name == driftgauge_protocol::observation::LOGITS;
     if !ground.unknown && ran.loaded.observations.iter().any(has_logits) {
@@ -200,7 +199,7 @@ fn gates(ground: &Ground<'_>, ran: &Ran) -> Gates {
 }
 
 fn blind(ground: &Ground<'_>, injection: &Instance, ran: &Ran) -> Result<BlindTrial, String> {
-    let verdict = ground.blind.look(ground.bench, &ran.loaded, &ran.jobs)?;
+    let verdict = ground.blind.look(ground.bench, &ran.jobs)?;
     let unsteady = ran.jobs.first().is_some_and(|first| {
         first.get(driftgauge_protocol::observation::LOGITS)
             != ran.again.get(driftgauge_protocol::observation::LOGITS)

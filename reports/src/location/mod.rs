@@ -158,7 +158,7 @@ impl Location {
         let origin = self.origins.first()?;
         let mut sentence = format!("starts in {}", origin.place());
         if let Some(noise) = origin.noise {
-            sentence.push_str(&format!(" ({noise:.0} times its noise)"));
+            sentence.push_str(&format!(" (alone {noise:.0} times its noise)"));
         }
         match self.origins.len() - 1 {
             0 => {}
@@ -175,10 +175,10 @@ impl Location {
 }
 
 impl Cause {
-    /// The match in a few words: `gelu-tanh: GELU by its tanh approximation (1.000 ± 0.001)`.
+    /// The match in a few words: `gelu-tanh: GELU by its tanh approximation (coefficient 1.000 ± 0.001)`.
     pub fn sentence(&self) -> String {
         format!(
-            "{}: {} ({:.3} ± {:.3})",
+            "{}: {} (coefficient {:.3} ± {:.3})",
             self.name, self.title, self.coefficient, self.uncertainty
         )
     }

@@ -15,15 +15,18 @@ const NAMED_CASES: usize = 4;
 /// Renders the report.
 pub fn render(report: &LocateReport, style: Style) -> String {
     let mut text = String::new();
-    let sentence = format!(
-        "{}: every stage alone, from the hidden state that the target itself had before it; error in units of \
-         its noise, {} are allowed, and in u",
-        plain(&report.model),
-        report.k
-    );
-    write_wrapped(&mut text, &sentence, style.width);
     let seen = |target: &TargetLocation| target.location.stages.iter().any(|stage| stage.reached);
     let shown: Vec<&TargetLocation> = report.targets.iter().filter(|one| seen(one)).collect();
+    let what = match shown.is_empty() {
+        true => "from the logits alone".to_owned(),
+        false => format!(
+            "every stage alone, from the hidden state that the target itself had before it; error in units of \
+             its noise, {} are allowed, and in u",
+            report.k
+        ),
+    };
+    let sentence = format!("{}: {what}", plain(&report.model));
+    write_wrapped(&mut text, &sentence, style.width);
     write_stages(&mut text, &shown, style.width);
     for target in &report.targets {
         text.push('\n');
@@ -44,9 +47,9 @@ pub fn render(report: &LocateReport, style: Style) -> String {
                     true => "every stage is within its noise",
                     false => "the logits are within their noise",
                 };
-                format!("{}: {what} ({cases})", target.target)
+                format!("{}: {what} (on {cases})", target.target)
             }
-            Some(sentence) => format!("{}: {sentence} ({cases})", target.target),
+            Some(sentence) => format!("{}: {sentence} (on {cases})", target.target),
         };
         write_wrapped(&mut text, &plain(&head), style.width);
         for origin in &location.origins {
@@ -56,6 +59,15 @@ pub fn render(report: &LocateReport, style: Style) -> String {
             write_wrapped(&mut text, &plain(note), style.width);
         }
     }
+    text.push('\n');
+    let drifting = report.targets.iter();
+    let drifting = drifting.filter(|target| !target.location.origins.is_empty());
+    let sentence = match drifting.count() {
+        0 => "CONFORMS: nothing is beyond its noise".to_owned(),
+        1 => "DRIFT: 1 target".to_owned(),
+        many => format!("DRIFT: {many} targets"),
+    };
+    write_wrapped(&mut text, &sentence, style.width);
     text
 }
 
@@ -125,7 +137,7 @@ fn write_origin(text: &mut String, origin: &Origin, width: usize) {
     write_wrapped(text, &plain(&format!("{place} looks like")), width);
     for cause in &origin.causes {
         let explained = 100.0 * cause.explained;
-        let line = format!("  {}; explains {explained:.1} %", cause.sentence());
+        let line = format!("  {}; explains {explained:.1}\u{a0}%", cause.sentence());
         write_wrapped(text, &plain(&line), width);
     }
     if let Some(cause) = origin.causes.first() {

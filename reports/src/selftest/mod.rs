@@ -259,8 +259,22 @@ impl SelftestReport {
         self.tokens.iter().filter(missed).count()
     }
 
+    /// Trials that count, of the model and of the tokenizer.
+    pub fn counted(&self) -> usize {
+        let trials = self.targets.iter().flat_map(|target| &target.trials);
+        let shows = |trial: &&TokenTrial| matches!(trial.status, Status::Detected | Status::Missed);
+        trials.filter(|trial| trial.counts()).count() + self.tokens.iter().filter(shows).count()
+    }
+
+    /// Trials whose cause is not the right one.
+    pub fn wrong_causes(&self) -> usize {
+        let trials = self.targets.iter().flat_map(|target| &target.trials);
+        let is_wrong = |trial: &&Trial| trial.counts() && trial.cause_right == Some(false);
+        trials.filter(is_wrong).count()
+    }
+
     /// 0 where everything that shows was detected and nothing where nothing is, 1 otherwise, 3 where a target
-    /// broke.
+    /// broke, 4 where no fault was tried that shows.
     pub fn exit_code(&self) -> u8 {
         let any = |of: &dyn Fn(&TargetTrials) -> bool| self.targets.iter().any(of);
         let none = |target: &TargetTrials| {
@@ -274,6 +288,8 @@ impl SelftestReport {
             || any(&|target| target.trials.iter().any(Trial::is_benign_alarm))
         {
             1
+        } else if self.counted() == 0 {
+            4
         } else {
             0
         }

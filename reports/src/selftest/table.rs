@@ -31,11 +31,12 @@ pub fn render(report: &SelftestReport, all: bool, style: Style) -> String {
             plain(&target.target),
             plain(&target.library)
         );
-        let table = match all {
-            true => layout(every_trial(target), 1),
-            false => by_fault_within(target, style.width),
-        };
-        let _ = writeln!(text, "{table}");
+        match all {
+            true => {
+                let _ = writeln!(text, "{}", layout(every_trial(target), 1));
+            }
+            false => by_fault_within(&mut text, target, style.width),
+        }
         if !all {
             let beside = gates_by_fault(report, target);
             let _ = writeln!(text, "\n{}", layout(beside, 1));
@@ -43,21 +44,74 @@ pub fn render(report: &SelftestReport, all: bool, style: Style) -> String {
         notes(&mut text, target, style.width);
     }
     tokens(&mut text, report, style.width);
+    legend(&mut text, report, style.width);
     if !report.targets.is_empty() {
         let _ = writeln!(text, "\n{}", layout(totals(report), 1));
         let _ = writeln!(text, "\n{}", layout(gates(report), 1));
     }
     text.push('\n');
     write_wrapped(&mut text, &verdict(report), style.width);
+    if report
+        .targets
+        .iter()
+        .any(|target| !target.control.alarms.is_empty())
+    {
+        let sentence = "a false alarm is the gauge's, or the target drifts without any fault: `driftgauge locate` on \
+                        it tells";
+        write_wrapped(&mut text, sentence, style.width);
+    }
     text
 }
 
 /// A line for each fault; what the logits alone show is left out where there is no room for it.
-fn by_fault_within(target: &TargetTrials, columns: usize) -> String {
+fn by_fault_within(text: &mut String, target: &TargetTrials, columns: usize) {
     let whole = layout(by_fault(target, true), 1);
-    match visible_width(&whole) <= columns {
-        true => whole,
-        false => layout(by_fault(target, false), 1),
+    let needed = visible_width(&whole);
+    if needed <= columns {
+        let _ = writeln!(text, "{whole}");
+        return;
+    }
+    let _ = writeln!(text, "{}\n", layout(by_fault(target, false), 1));
+    let sentence = format!(
+        "what the logits alone show of each fault takes {needed} columns, and stands in the totals below"
+    );
+    write_wrapped(text, &sentence, columns);
+}
+
+/// The words for what does not count, where they occur.
+fn legend(text: &mut String, report: &SelftestReport, width: usize) {
+    let of_model = report.targets.iter().flat_map(|target| &target.trials);
+    let statuses = of_model.map(|trial| trial.status);
+    let statuses: Vec<Status> = statuses
+        .chain(report.tokens.iter().map(|trial| trial.status))
+        .collect();
+    let words = [
+        (Status::Void, "void: changes nothing in this model"),
+        (
+            Status::NotExercised,
+            "not exercised: changes nothing with these cases",
+        ),
+        (
+            Status::BelowNoise,
+            "below noise: leaves less than the dtype can show",
+        ),
+        (
+            Status::Unsupported,
+            "unsupported: the target cannot be given it",
+        ),
+    ];
+    let words: Vec<&str> = words
+        .iter()
+        .filter(|(status, _)| statuses.contains(status))
+        .map(|(_, words)| *words)
+        .collect();
+    if !words.is_empty() {
+        text.push('\n');
+        write_wrapped(
+            text,
+            &format!("{}; none of it counts", words.join("; ")),
+            width,
+        );
     }
 }
 
@@ -174,6 +228,14 @@ fn every_trial(target: &TargetTrials) -> Builder {
 
 /// What was not quite right, and what could not be tried.
 fn notes(text: &mut String, target: &TargetTrials, width: usize) {
+    let mut lines = String::new();
+    write_notes(&mut lines, target, width);
+    if !lines.is_empty() {
+        let _ = write!(text, "\n{lines}");
+    }
+}
+
+fn write_notes(text: &mut String, target: &TargetTrials, width: usize) {
     let wrong = |trial: &&Trial| {
         let parts = [
             trial.class_right,
@@ -226,30 +288,28 @@ fn tokens(text: &mut String, report: &SelftestReport, width: usize) {
         return;
     }
     let mut table = Builder::default();
-    table.push_record([
-        "fault of the tokenizer",
-        "",
-        "cases",
-        "cause",
-        "first difference",
-    ]);
+    table.push_record(["fault of the tokenizer", "", "cases changed", "cause"]);
     for trial in &report.tokens {
         let cause = match trial.cause_right {
             Some(true) => "right",
             Some(false) => "WRONG",
             None => "",
         };
-        let room = width.saturating_sub(60).max(18);
-        let note: String = plain(&trial.note).chars().take(room).collect();
         table.push_record([
             plain(&trial.fault),
             trial.status.name().to_owned(),
             trial.cases.to_string(),
             cause.to_owned(),
-            note,
         ]);
     }
-    let _ = writeln!(text, "\n{}", layout(table, 1));
+    let _ = writeln!(text, "\n{}\n", layout(table, 1));
+    for trial in report.tokens.iter().filter(|trial| !trial.note.is_empty()) {
+        write_wrapped(
+            text,
+            &plain(&format!("{}: {}", trial.fault, trial.note)),
+            width,
+        );
+    }
 }
 
 /// A column for each target: detected, and what of it was right.
@@ -318,9 +378,17 @@ fn verdict(report: &SelftestReport) -> String {
     let idle = sum(|target| target.count(Status::NotExercised));
     let below = sum(|target| target.count(Status::BelowNoise));
     let mut parts = vec![match missed {
+        0 if report.counted() == 0 => {
+            "NOTHING was tested: no fault that was tried shows".to_owned()
+        }
         0 => "every fault that shows was detected".to_owned(),
         missed => format!("{missed} MISSED"),
     }];
+    match report.wrong_causes() {
+        0 => {}
+        wrong if report.unknown => parts.push(format!("{wrong} NAMED as another one")),
+        wrong => parts.push(format!("the cause of {wrong} WRONG")),
+    }
     parts.push(match alarms {
         0 => "no false alarm".to_owned(),
         1 => "1 FALSE ALARM".to_owned(),
@@ -349,7 +417,7 @@ fn verdict(report: &SelftestReport) -> String {
 
 fn share(part: usize, of: usize) -> String {
     match of {
-        0 => String::new(),
+        0 => "-".to_owned(),
         of => format!("{part}/{of}"),
     }
 }

@@ -40,8 +40,11 @@ impl Files {
         let outline = ModelOutline::decode(&model[..]);
         let outline = outline.ok().filter(|outline| outline.graph.is_some());
         let outline = outline.ok_or_else(|| {
-            Failure::error(format!("`{}` is not an ONNX model", path.display()))
-                .with_hint("give the target option `model` the path of an `.onnx` file")
+            let (path, size) = (path.display(), model.len());
+            Failure::error(format!(
+                "`{path}` ({size} bytes) is not an ONNX model, or only a part of one"
+            ))
+            .with_hint("give the target option `model` the path of a whole `.onnx` file")
         })?;
         Ok(Self {
             path: path.to_owned(),

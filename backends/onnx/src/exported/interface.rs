@@ -59,10 +59,16 @@ impl Interface {
         }
         let found = observed(&outputs, expected);
         if found.is_empty() {
-            return Err(Failure::unsupported(format!(
-                "no output of the model can be told to be `logits` or `last_hidden_state` (it has {})",
+            let config = expected.config;
+            let message = format!(
+                "no output of the model fits the checkpoint, whose `logits` are {} wide and whose \
+                 `last_hidden_state` is {} wide (it has {})",
+                config.vocab_size,
+                config.hidden_size,
                 listed(&outputs)
-            )));
+            );
+            let hint = "give the checkpoint that it was made from with --model";
+            return Err(Failure::unsupported(message).with_hint(hint));
         }
         for (_, outlet) in &found {
             let element = outlet.element.map(|element| element.to_string());
