@@ -185,7 +185,10 @@ fn an_export_with_another_activation_in_one_layer() {
     let reached = location.stages.iter().any(|stage| stage.reached);
     run.expect(!reached, "no stage can be judged alone");
     let notes = location.notes.join("; ");
-    run.expect(notes.contains("from the logits alone"), &notes);
+    run.expect(
+        notes.contains("only the logits of this model are seen"),
+        &notes,
+    );
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use driftgauge_protocol::{Arithmetic, Bias, Variance, property};
 use driftgauge_reports::record::{
-    Answer, FileRecord, Method, ModelRecord, RECORD_FORMAT, RECORD_VERSION, ResultRecord,
-    RunRecord, RunTime, SemanticCheck, SuiteRecord, Summary, TargetRecord, TargetTime, Tokens,
-    TruthRecord, Verdict,
+    Answer, FileRecord, KnownDeviations, Method, ModelRecord, RECORD_FORMAT, RECORD_VERSION,
+    ResultRecord, RunRecord, RunTime, SemanticCheck, SuiteRecord, Summary, TargetRecord,
+    TargetTime, Tokens, TruthRecord, Verdict,
 };
 use rayon::prelude::*;
 
@@ -85,6 +85,7 @@ pub fn collect(
             .collect(),
         pairs: pairs(bench, outcomes, &results),
         results,
+        known: KnownDeviations::default(),
         host: surroundings.host,
         paths: surroundings
             .paths
@@ -114,7 +115,8 @@ pub fn summary(results: &[ResultRecord], truth: &TruthRecord, targets: usize) ->
 }
 
 /// A target that cannot do what was asked of it has not conformed either: what was declared and
-/// not tested must never look like a pass.
+/// not tested must never look like a pass. A deviation that no longer happens must be noticed, because
+/// an entry that outlives it would hide the next one.
 fn exit_code(verdicts: &BTreeMap<Verdict, usize>) -> u8 {
     if verdicts.is_empty() {
         exit::NOTHING
@@ -122,7 +124,7 @@ fn exit_code(verdicts: &BTreeMap<Verdict, usize>) -> u8 {
         || verdicts.contains_key(&Verdict::Unsupported)
     {
         exit::BROKEN
-    } else if verdicts.contains_key(&Verdict::Drift) {
+    } else if verdicts.contains_key(&Verdict::Drift) || verdicts.contains_key(&Verdict::Fixed) {
         exit::DRIFT
     } else {
         exit::CONFORMS
@@ -194,6 +196,7 @@ fn result_record(
         margins: judgement.margins,
         observations: judgement.observations,
         findings: judgement.findings,
+        known: None,
     }
 }
 

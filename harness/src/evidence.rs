@@ -85,10 +85,10 @@ impl EvidenceError {
 }
 
 /// The next step where a record cannot be read.
-pub(crate) fn record_hint(error: &ReadError) -> &'static str {
+pub fn record_hint(error: &ReadError) -> &'static str {
     match error {
-        ReadError::Newer(_) => "a newer driftgauge wrote it: update this one",
-        ReadError::Older(_) => "run the cases again: older records are not converted",
+        ReadError::Newer(..) => "a newer driftgauge wrote it: update this one",
+        ReadError::Older(..) => "run the cases again: older records are not converted",
         ReadError::Json(_) | ReadError::Format(_) => {
             "copy it again, or write it anew with `driftgauge run`"
         }

@@ -2,7 +2,7 @@
 
 /// Every case conforms on every target.
 pub const CONFORMS: u8 = 0;
-/// Something drifted.
+/// Something drifted, or a known deviation no longer happens.
 pub const DRIFT: u8 = 1;
 /// Wrong usage, or a suite, model or record that is missing or damaged.
 pub const INPUT: u8 = 2;

@@ -76,6 +76,11 @@ impl Install {
         self.cases().join("models")
     }
 
+    /// The folder of known deviations; it need not exist.
+    pub fn known(&self) -> PathBuf {
+        self.cases().join("known")
+    }
+
     /// The calibration that budgets rest on.
     pub fn calibration(&self) -> PathBuf {
         self.home.join("snapshots/calibration.toml")

@@ -228,7 +228,8 @@ impl Selection {
     }
 }
 
-fn matches(pattern: &GlobMatcher, suite: &str, case: &str) -> bool {
+/// Whether a pattern is of a case, by its name or as `suite/case`.
+pub(crate) fn matches(pattern: &GlobMatcher, suite: &str, case: &str) -> bool {
     pattern.is_match(case) || pattern.is_match(format!("{suite}/{case}"))
 }
 

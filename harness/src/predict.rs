@@ -113,7 +113,7 @@ pub struct MaskNoise {
 }
 
 impl Prediction {
-    /// The predicted error of an observation in u, with what few rows [scatter](scatter) by.
+    /// The predicted error of an observation in u, with what few rows [scatter] by.
     pub fn error_u(&self, name: &str) -> Option<f64> {
         let rows = self.rows.get(name)?;
         Some(self.usual_u(name)? * scatter(*rows))

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use table::render;
+
 use crate::record::{Finding, ModelRecord, RunTime};
-use crate::{Format, Style};
 
 /// Raised when a field changes its meaning or disappears.
 pub const CONSISTENCY_VERSION: u32 = 1;
@@ -266,17 +267,10 @@ impl Difference {
     }
 }
 
-/// Renders the record: as JSON, or as the table that every other format is for a person.
+/// Renders the record as JSON.
 ///
 /// # Errors
 /// [`serde_json::Error`] where the record holds what JSON cannot say.
-pub fn render(
-    record: &ConsistencyRecord,
-    format: Format,
-    style: Style,
-) -> Result<String, serde_json::Error> {
-    match format {
-        Format::Json => Ok(format!("{}\n", serde_json::to_string_pretty(record)?)),
-        _ => Ok(table::render(record, style)),
-    }
+pub fn render_json(record: &ConsistencyRecord) -> Result<String, serde_json::Error> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(record)?))
 }

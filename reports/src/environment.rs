@@ -32,7 +32,11 @@ pub fn of(record: &RunRecord, target: &TargetRecord) -> BTreeMap<String, String>
         .filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)))
         .collect();
     for (key, value) in &target.properties {
-        if key.ends_with("_path") {
+        // In a merged record, what differs between its machines stands among the properties.
+        let harmless = key
+            .strip_prefix("host.")
+            .is_some_and(|key| HARMLESS.contains(&key));
+        if harmless || key.ends_with("_path") {
             continue;
         }
         let key = if environment.contains_key(key) {

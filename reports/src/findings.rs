@@ -1,6 +1,6 @@
 //! Findings of a whole run, brought together.
 
-use crate::record::{Finding, FindingKind, ResultRecord, RunRecord};
+use crate::record::{Finding, FindingKind, ResultRecord, RunRecord, Verdict};
 
 /// One kind of finding of one target.
 #[derive(Debug, Clone, Copy)]
@@ -15,11 +15,12 @@ pub(crate) struct Group<'a> {
     pub followed: usize,
 }
 
-/// The findings, the worst first. Findings of one target that say the same, or start at the same
+/// The findings, the worst first, without those of known deviations. Findings of one target that say the same, or start at the same
 /// observation, are one group.
 pub(crate) fn grouped(record: &RunRecord) -> Vec<Group<'_>> {
     let mut groups: Vec<Group> = Vec::new();
-    for result in &record.results {
+    let unknown = record.results.iter();
+    for result in unknown.filter(|result| result.verdict != Verdict::Known) {
         let Some((finding, later)) = result.findings.split_first() else {
             continue;
         };

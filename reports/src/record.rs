@@ -10,12 +10,14 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use crate::known::{KnownDeviations, KnownEntry, KnownRecord};
 use crate::location::Location;
 
 /// Raised when a field changes its meaning or disappears.
-pub const RECORD_VERSION: u32 = 3;
+pub const RECORD_VERSION: u32 = 4;
 /// The `format` of every record.
 pub const RECORD_FORMAT: &str = "driftgauge-record";
 
@@ -45,12 +47,19 @@ pub struct RunRecord {
     pub results: Vec<ResultRecord>,
     /// Every two targets of one dtype, compared with each other.
     pub pairs: Vec<Pair>,
+    /// The known deviations, and what became of them.
+    pub known: KnownDeviations,
     /// The machine.
     pub host: BTreeMap<String, String>,
     /// Where things were on the machine.
     pub paths: BTreeMap<String, String>,
     /// When, and how long: seconds of each phase, under its name.
     pub time: RunTime,
+}
+
+/// The key under which [`RunRecord::paths`] has the file of a suite.
+pub fn suite_key(suite: &str) -> String {
+    format!("suite of {suite}")
 }
 
 /// What errors are judged by.
@@ -93,7 +102,7 @@ pub struct TruthRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Summary {
-    /// Exit code of the run: 0 conforms, 1 drift, 3 a target broke.
+    /// Exit code of the run: 0 conforms, 1 drift or a known deviation that is fixed, 3 a target broke.
     pub exit_code: u8,
     /// Number of cases.
     pub cases: usize,
@@ -113,9 +122,9 @@ pub enum Verdict {
     New,
     /// An observation is beyond its budget, or damaged.
     Drift,
-    /// It deviates as a known deviation says.
+    /// It deviates as a known deviation says, and in no other way.
     Known,
-    /// A known deviation no longer happens.
+    /// It conforms although a known deviation says that it does not.
     Fixed,
     /// The target cannot do what the case asks; the finding says why.
     Unsupported,
@@ -124,6 +133,17 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All verdicts.
+    pub const ALL: [Verdict; 7] = [
+        Verdict::Pass,
+        Verdict::New,
+        Verdict::Drift,
+        Verdict::Known,
+        Verdict::Fixed,
+        Verdict::Unsupported,
+        Verdict::Broken,
+    ];
+
     /// The word for it in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -134,6 +154,32 @@ impl Verdict {
             Verdict::Fixed => "fixed",
             Verdict::Unsupported => "unsupported",
             Verdict::Broken => "broken",
+        }
+    }
+
+    /// A sign that goes with the word, so that no report depends on colour.
+    pub fn sign(self) -> &'static str {
+        match self {
+            Verdict::Pass => "✓",
+            Verdict::New => "+",
+            Verdict::Drift => "✗",
+            Verdict::Known => "≈",
+            Verdict::Fixed => "★",
+            Verdict::Unsupported => "–",
+            Verdict::Broken => "‼",
+        }
+    }
+
+    /// How much it matters: the larger, the more.
+    pub fn severity(self) -> u8 {
+        match self {
+            Verdict::Pass => 0,
+            Verdict::New => 1,
+            Verdict::Known => 2,
+            Verdict::Fixed => 3,
+            Verdict::Unsupported => 4,
+            Verdict::Drift => 5,
+            Verdict::Broken => 6,
         }
     }
 }
@@ -310,6 +356,8 @@ pub struct TargetTime {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunTime {
+    /// Day of the run in UTC, as in `2026-11-24`; known deviations expire by it.
+    pub day: String,
     /// Start, in seconds since 1970-01-01T00:00:00Z.
     pub started: u64,
     /// Seconds of each phase, by the phase's name, and `total`.
@@ -345,6 +393,9 @@ pub struct ResultRecord {
     pub observations: BTreeMap<String, Observation>,
     /// What is wrong, the origin first.
     pub findings: Vec<Finding>,
+    /// The known deviation that makes it [`Verdict::Known`] or [`Verdict::Fixed`]; `null` with every
+    /// other verdict.
+    pub known: Option<KnownRecord>,
 }
 
 /// Two things that stand in another order than in the truth.
@@ -585,6 +636,8 @@ impl Class {
 pub enum FindingKind {
     /// The target cannot do it.
     Unsupported,
+    /// A known deviation that has expired: it is drift again.
+    Expired,
     /// The error, or the truth, has moved from what was accepted further than noise moves it.
     Moved,
     /// Tokens or similarities have changed places although noise does not reach that far.
@@ -605,24 +658,33 @@ impl RunRecord {
     /// # Errors
     /// [`ReadError`] for anything that is not a record of this version.
     pub fn from_json(text: &str) -> Result<Self, ReadError> {
-        /// What every version has.
-        #[derive(Deserialize)]
-        struct Head {
-            format: String,
-            version: u32,
-        }
-        let head: Head = serde_json::from_str(text)?;
-        if head.format != RECORD_FORMAT {
-            return Err(ReadError::Format(head.format));
-        }
-        if head.version > RECORD_VERSION {
-            return Err(ReadError::Newer(head.version));
-        }
-        if head.version < RECORD_VERSION {
-            return Err(ReadError::Older(head.version));
-        }
-        Ok(serde_json::from_str(text)?)
+        read(text, RECORD_FORMAT, RECORD_VERSION)
     }
+}
+
+/// Reads a record of a format and a version.
+pub(crate) fn read<T: DeserializeOwned>(
+    text: &str,
+    format: &'static str,
+    version: u32,
+) -> Result<T, ReadError> {
+    /// What every version has.
+    #[derive(Deserialize)]
+    struct Head {
+        format: String,
+        version: u32,
+    }
+    let head: Head = serde_json::from_str(text)?;
+    if head.format != format {
+        return Err(ReadError::Format(head.format));
+    }
+    if head.version > version {
+        return Err(ReadError::Newer(head.version, version));
+    }
+    if head.version < version {
+        return Err(ReadError::Older(head.version, version));
+    }
+    Ok(serde_json::from_str(text)?)
 }
 
 /// Why a record cannot be read.
@@ -635,11 +697,9 @@ pub enum ReadError {
     #[error("the format is `{0}`, expected `{RECORD_FORMAT}`")]
     Format(String),
     /// A version that a newer driftgauge wrote.
-    #[error(
-        "the record is of the newer version {0}, this driftgauge reads version {RECORD_VERSION}"
-    )]
-    Newer(u32),
+    #[error("the record is of the newer version {0}, this driftgauge reads version {1}")]
+    Newer(u32, u32),
     /// A version that an older driftgauge wrote.
-    #[error("the record is of the old version {0}, this driftgauge reads version {RECORD_VERSION}")]
-    Older(u32),
+    #[error("the record is of the old version {0}, this driftgauge reads version {1}")]
+    Older(u32, u32),
 }

@@ -12,6 +12,7 @@ use tabled::builder::Builder;
 use crate::Style;
 use crate::baselines;
 use crate::findings::grouped;
+use crate::known;
 use crate::layout::{layout, paint, visible_width, wrap, write_wrapped};
 use crate::pairs;
 use crate::record::{
@@ -44,6 +45,7 @@ pub fn render(record: &RunRecord, style: Style) -> String {
         verdicts(record, style),
         pairs::section(&labelled_pairs(record), record.method.k, style),
         findings(record, style),
+        known::section(record, style),
         ties(record, style),
         conclusion(record, style),
     ] {
@@ -126,6 +128,9 @@ fn headline(record: &RunRecord, style: Style) -> String {
         let _ = writeln!(text, "  {line}");
     }
     text.push_str(&baselines::of_run(record, style));
+    if !record.known.applied {
+        text.push_str("    known deviations: not applied (--no-known)\n");
+    }
     text
 }
 
@@ -177,7 +182,13 @@ fn answers(record: &RunRecord, style: Style) -> String {
     }
     let cells: Vec<Vec<String>> = shown
         .iter()
-        .map(|results| results.iter().map(|result| cell(result, style)).collect())
+        .map(|results| {
+            let own = record.targets.iter().map(|target| {
+                let own = results.iter().find(|result| result.target == target.target);
+                own.map_or_else(|| "-".to_owned(), |result| cell(result, style))
+            });
+            own.collect()
+        })
         .collect();
     let heads: Vec<String> = record.targets.iter().map(heading).collect();
     let mut used = 0;
@@ -424,6 +435,7 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
     for (verdict, word, deed) in [
         (Verdict::Broken, "BROKEN", "gave no result for"),
         (Verdict::Drift, "DRIFT", "drifted in"),
+        (Verdict::Fixed, "FIXED", "no longer deviates in"),
         (Verdict::Unsupported, "INCOMPLETE", "cannot do"),
     ] {
         for target in &record.targets {
@@ -453,9 +465,13 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
     }
     if conforms {
         let share = |(_, _, used): &(&str, &str, f64)| *used;
-        let nearest = record
-            .results
-            .iter()
+        let apart = match record.summary.verdicts.get(&Verdict::Known) {
+            Some(known) => format!(" apart from {}", counted(*known, "known deviation")),
+            None => String::new(),
+        };
+        let others = record.results.iter();
+        let nearest = others
+            .filter(|result| result.verdict != Verdict::Known)
             .flat_map(|result| {
                 result.observations.iter().map(|(name, one)| {
                     let used = one.in_noise() / record.method.k;
@@ -469,7 +485,7 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
             say(
                 Verdict::Pass,
                 &format!(
-                    "CONFORMS: all targets compute the same model; the error nearest its limit is \
+                    "CONFORMS: all targets compute the same model{apart}; the error nearest its limit is \
                      {used:.0} % of it ({target}, {name})"
                 ),
             );
@@ -480,10 +496,9 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
 
 /// Results grouped by case, in the order of the record.
 fn cases(record: &RunRecord) -> Vec<Vec<&ResultRecord>> {
-    let targets = record.targets.len().max(1);
     record
         .results
-        .chunks(targets)
+        .chunk_by(|a, b| (&a.suite, &a.case) == (&b.suite, &b.case))
         .map(|results| results.iter().collect())
         .collect()
 }

@@ -3,11 +3,11 @@
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Makes text safe for a terminal: control characters, including escape sequences and
-/// right-to-left overrides, become visible escapes.
+/// right-to-left overrides, and what XML does not allow become visible escapes.
 pub fn plain(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut safe, c| {
         let invisible = matches!(c,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}');
         if c.is_control() || invisible {
             safe.extend(c.escape_default());
         } else {

@@ -8,9 +8,9 @@ use driftgauge_reports::diff::{
     Comparison, Diff, DiffError, Direct, Matrix, Side, TwoWay, compare, render, render_json,
 };
 use driftgauge_reports::record::{
-    FileRecord, Finding, FindingKind, Method, ModelRecord, Observation, Pair, RECORD_FORMAT,
-    RECORD_VERSION, ResultRecord, RunTime, SuiteRecord, Summary, TargetRecord, TargetTime, Tokens,
-    TruthRecord, Verdict,
+    FileRecord, Finding, FindingKind, KnownDeviations, Method, ModelRecord, Observation, Pair,
+    RECORD_FORMAT, RECORD_VERSION, ResultRecord, RunTime, SuiteRecord, Summary, TargetRecord,
+    TargetTime, Tokens, TruthRecord, Verdict,
 };
 use driftgauge_reports::{RunRecord, Style, text};
 
@@ -76,6 +76,7 @@ fn record(targets: &[&str]) -> RunRecord {
                 margins: Vec::new(),
                 observations: observations.into(),
                 findings: Vec::new(),
+                known: None,
             });
         }
     }
@@ -124,6 +125,10 @@ fn record(targets: &[&str]) -> RunRecord {
         targets: targets.iter().map(target).collect(),
         results,
         pairs: Vec::new(),
+        known: KnownDeviations {
+            applied: true,
+            ..KnownDeviations::default()
+        },
         host: BTreeMap::from([("cpu".to_owned(), "a CPU".to_owned())]),
         paths: BTreeMap::from([("model".to_owned(), "/somewhere".to_owned())]),
         time: RunTime::default(),

@@ -306,6 +306,7 @@ mod tests {
                 .map(|name| ((*name).to_owned(), observation(Some(1.0), "d")))
                 .collect(),
             findings: Vec::new(),
+            known: None,
         };
         let accepted = ["cls".to_owned(), "hidden.1".to_owned()];
         for (names, lost) in [

@@ -6,7 +6,6 @@
 
 pub mod accept;
 pub mod compare;
-pub mod day;
 pub mod file;
 pub mod folder;
 pub mod standing;

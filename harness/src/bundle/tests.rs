@@ -26,11 +26,12 @@ fn record() -> String {
             "time": {"start": 0.0, "load": 0.0, "forward": 0.0, "total": 0.0}}],
         "results": [{"suite": "s", "case": "c", "task": "features", "target": "x@cpu/f32",
             "verdict": "pass", "texts": [], "tokens": [], "answer": null, "truth_answer": null,
-            "margins": [], "findings": [],
+            "margins": [], "findings": [], "known": null,
             "observations": {"cls": observation(&[1.0, 2.0]), "hidden.1": observation(&[1.0, 2.0])}}],
         "truth": {"sha256": "", "baselines": false, "compared": 0, "difference": null,
             "place": "", "limit": 0.0, "finding": null},
-        "pairs": [], "host": {}, "paths": {}, "time": {"started": 0, "seconds": {}},
+        "known": {"applied": false, "full": false, "entries": []},
+        "pairs": [], "host": {}, "paths": {}, "time": {"day": "", "started": 0, "seconds": {}},
     })
     .to_string()
 }

@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
+use driftgauge::baseline::SuiteIdentity;
 use driftgauge::baseline::accept::{self, Asked, Step, SuitePlan};
 use driftgauge::baseline::file::BaselineError;
 use driftgauge::baseline::folder;
-use driftgauge::baseline::truth::{self, FILE, Sketch};
-use driftgauge::baseline::{SuiteIdentity, day};
+use driftgauge::baseline::truth::Sketch;
 use driftgauge::target::Target;
-use driftgauge::{exit, output};
+use driftgauge::{day, exit, output};
 use driftgauge_reports::environment::in_words;
 use driftgauge_reports::record::TargetRecord;
 use driftgauge_reports::text::plain;
 use driftgauge_reports::{RunRecord, wrap};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
-use sha2::{Digest, Sha256};
 
+use super::inputs::record_with_truth;
 use super::{AcceptArguments, Exit, print, style};
 
 /// Shows what a record would change among the baselines, and writes what is accepted.
@@ -28,7 +28,7 @@ use super::{AcceptArguments, Exit, print, style};
 /// [`Exit`] where nothing may or can be accepted; then nothing is written.
 pub fn accept(arguments: &AcceptArguments) -> Result<u8, Exit> {
     refuse_machines(arguments)?;
-    let (record, sketch) = read(&arguments.record)?;
+    let (record, sketch) = record_with_truth(&arguments.record)?;
     let folder = match &arguments.baselines {
         Some(folder) => folder.clone(),
         None => super::find_install()?.baselines(),
@@ -109,33 +109,6 @@ fn refuse_machines(arguments: &AcceptArguments) -> Result<(), Exit> {
         return Err(Exit::input(error).with_hint("--all accepts everything without asking"));
     }
     Ok(())
-}
-
-/// The record, and the truth beside it.
-fn read(path: &Path) -> Result<(RunRecord, Sketch), Exit> {
-    let again = "`driftgauge run` writes the record and the truth beside it";
-    let cannot_read = |path: &Path| format!("cannot read `{}`", path.display());
-    let text = std::fs::read_to_string(path)
-        .with_context(|| cannot_read(path))
-        .map_err(|error| Exit::input(error).with_hint(again))?;
-    let record = RunRecord::from_json(&text)
-        .with_context(|| format!("record `{}`", path.display()))
-        .map_err(|error| Exit::input(error).with_hint(again))?;
-    let beside = path.with_file_name(FILE);
-    let bytes = std::fs::read(&beside)
-        .with_context(|| cannot_read(&beside))
-        .map_err(|error| Exit::input(error).with_hint(again))?;
-    let sha256 = hex::encode(Sha256::digest(&bytes));
-    if sha256 != record.truth.sha256 {
-        let error = anyhow!(
-            "`{}` has SHA-256 {sha256}, the record beside it says {}",
-            beside.display(),
-            plain(&record.truth.sha256)
-        );
-        return Err(Exit::input(error).with_hint("they are not of one run: run again"));
-    }
-    let (sketch, _) = truth::decode(&beside, &bytes).map_err(refused)?;
-    Ok((record, sketch))
 }
 
 fn plans(

@@ -14,7 +14,6 @@ use driftgauge::predict::{self, Predictions, predict};
 use driftgauge::run::TargetOutcome;
 use driftgauge::suite::Suite;
 use driftgauge::{exit, host, output};
-use driftgauge_reports::Format;
 use driftgauge_reports::calibration::{
     CALIBRATION_FORMAT, CALIBRATION_VERSION, CalibrationReport, ModelRatios, render,
 };
@@ -22,7 +21,7 @@ use driftgauge_reports::record::{Method, RunTime, TruthRecord};
 
 use super::inputs::{self, model_error};
 use super::study::{Study, models, open, planned};
-use super::{Exit, print, style};
+use super::{Exit, TableOrJson, print, style};
 
 /// Shown under `driftgauge calibrate --help`.
 pub const EXAMPLES: &str = "\
@@ -65,8 +64,8 @@ pub struct CalibrateArguments {
     #[arg(long, conflicts_with = "cases")]
     write: bool,
     /// What to print
-    #[arg(long, value_parser = super::format(), default_value = Format::Table.name())]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = TableOrJson::Table)]
+    format: TableOrJson,
 }
 
 /// Calibrates and prints what was found.
@@ -199,15 +198,15 @@ pub fn calibrate(arguments: &CalibrateArguments) -> Result<u8, Exit> {
     })
 }
 
-fn print_report(report: &CalibrationReport, format: Format) -> Result<(), Exit> {
+fn print_report(report: &CalibrationReport, format: TableOrJson) -> Result<(), Exit> {
     match format {
-        Format::Json => {
+        TableOrJson::Json => {
             let json = serde_json::to_string_pretty(report)
                 .context("cannot write the report as JSON")
                 .map_err(Exit::input)?;
             print(&format!("{json}\n"))
         }
-        Format::Table => print(&render(report, style())),
+        TableOrJson::Table => print(&render(report, style())),
     }
 }
 

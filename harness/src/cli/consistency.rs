@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use driftgauge::budget::{self, Calibration};
 use driftgauge::cache::Cache;
 use driftgauge::collect::model_record;
@@ -17,16 +16,15 @@ use driftgauge::plan::{Plan, plan};
 use driftgauge::predict;
 use driftgauge::target::Target;
 use driftgauge::{host, output};
-use driftgauge_reports::Format;
 use driftgauge_reports::consistency::{
     CONSISTENCY_FORMAT, CONSISTENCY_VERSION, ConsistencyMethod, ConsistencyRecord,
-    ConsistencySummary, SequenceRecord, render,
+    ConsistencySummary, SequenceRecord, render, render_json,
 };
 
 use super::inputs::{self, EMBEDDED_MODEL, model_error, plan_error};
 use super::progress::Bars;
 use super::run::Clock;
-use super::{Exit, print, style};
+use super::{Exit, TableOrJson, print, style};
 
 /// Shown under `driftgauge consistency --help`.
 pub const EXAMPLES: &str = "\
@@ -62,25 +60,14 @@ pub struct ConsistencyArguments {
     #[arg(long, value_name = "DIR", default_value = "driftgauge-out")]
     out: PathBuf,
     /// What to print
-    #[arg(long, value_parser = format(), default_value = Format::Table.name())]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = TableOrJson::Table)]
+    format: TableOrJson,
     /// Threads of each target [default: the machine's CPUs, shared out]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// No progress on stderr
     #[arg(long, short)]
     quiet: bool,
-}
-
-/// The formats that there are for this record.
-fn format() -> impl TypedValueParser<Value = Format> {
-    const FORMATS: [Format; 2] = [Format::Table, Format::Json];
-    PossibleValuesParser::new(FORMATS.map(Format::name)).try_map(|name| {
-        FORMATS
-            .into_iter()
-            .find(|format| format.name() == name)
-            .ok_or("not a format")
-    })
 }
 
 /// Runs the checks and prints the table.
@@ -173,17 +160,14 @@ pub fn consistency(arguments: &ConsistencyArguments) -> Result<u8, Exit> {
         paths: BTreeMap::from([("model".to_owned(), directory.display().to_string())]),
         time: clock.finish(),
     };
-    let rendered = |format| {
-        render(&record, format, style())
-            .context("cannot render the record")
-            .map_err(Exit::input)
-    };
-    let json = rendered(Format::Json)?;
+    let json = render_json(&record)
+        .context("cannot write the record as JSON")
+        .map_err(Exit::input)?;
     output::write_whole(&file, json.as_bytes()).map_err(cannot_write)?;
     match arguments.format {
-        Format::Json => print(&json)?,
-        format => {
-            let report = rendered(format)?;
+        TableOrJson::Json => print(&json)?,
+        TableOrJson::Table => {
+            let report = render(&record, style());
             print(&format!("{report}\nrecord: {}\n", file.display()))?;
         }
     }

@@ -11,12 +11,11 @@ use driftgauge::model::manifest;
 use driftgauge::predict::Predictions;
 use driftgauge::target::Target;
 use driftgauge::{exit, oracle};
-use driftgauge_reports::Format;
 use driftgauge_reports::detection::{DETECTION_FORMAT, DETECTION_VERSION, DetectionReport, render};
 
 use super::inputs::{self, model_error};
 use super::study::{Study, models, open, planned};
-use super::{Exit, print, style};
+use super::{Exit, TableOrJson, print, style};
 
 /// Shown under `driftgauge detection --help`.
 pub const EXAMPLES: &str = "\
@@ -54,8 +53,8 @@ pub struct DetectionArguments {
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=1000))]
     batches: u16,
     /// What to print
-    #[arg(long, value_parser = super::format(), default_value = Format::Table.name())]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = TableOrJson::Table)]
+    format: TableOrJson,
 }
 
 /// Measures the detection rate and prints it.
@@ -151,13 +150,13 @@ pub fn detection(arguments: &DetectionArguments) -> Result<u8, Exit> {
         points: tally.points(),
     };
     match arguments.format {
-        Format::Json => {
+        TableOrJson::Json => {
             let json = serde_json::to_string_pretty(&report)
                 .context("cannot write the report as JSON")
                 .map_err(Exit::input)?;
             print(&format!("{json}\n"))?;
         }
-        Format::Table => print(&render(&report, style()))?,
+        TableOrJson::Table => print(&render(&report, style()))?,
     }
     let is_quiet = report
         .points

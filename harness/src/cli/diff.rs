@@ -9,7 +9,7 @@ use driftgauge_reports::RunRecord;
 use driftgauge_reports::diff::{self, Direct, Place, Side};
 use driftgauge_reports::record::Verdict;
 
-use super::{DiffArguments, DiffFormat, Exit, print, style};
+use super::{DiffArguments, Exit, TableOrJson, print, style};
 
 /// Compares files and prints what is different.
 ///
@@ -50,8 +50,8 @@ pub fn diff(arguments: &DiffArguments) -> Result<u8, Exit> {
         Exit::input(error).with_hint(hint)
     })?;
     let text = match arguments.format {
-        DiffFormat::Table => diff::render(&found, style()),
-        DiffFormat::Json => diff::render_json(&found).map_err(Exit::input)?,
+        TableOrJson::Table => diff::render(&found, style()),
+        TableOrJson::Json => diff::render_json(&found).map_err(Exit::input)?,
     };
     print(&text)?;
     Ok(if found.drifted {

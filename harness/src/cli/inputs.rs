@@ -1,13 +1,15 @@
 //! What several commands take from the command line and make of it: targets, suites, workers to start,
 //! predictions; and the errors that are said in the same words everywhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use driftgauge::baseline::truth::{self, Sketch};
 use driftgauge::cache::Cache;
 use driftgauge::exit;
 use driftgauge::install::{DEFAULT_BACKENDS, Install};
+use driftgauge::known;
 use driftgauge::model::Model;
 use driftgauge::plan::{Plan, PlanError};
 use driftgauge::predict::Predictions;
@@ -15,6 +17,9 @@ use driftgauge::suite::{self, Suite};
 use driftgauge::target::Target;
 use driftgauge::worker::Launch;
 use driftgauge_protocol::{Loaded, environment};
+use driftgauge_reports::RunRecord;
+use driftgauge_reports::text::plain;
+use sha2::{Digest, Sha256};
 
 use super::Exit;
 use super::progress::Bars;
@@ -128,7 +133,7 @@ pub fn suites(named: &[PathBuf], install: &Install) -> Result<Vec<Suite>, Exit> 
 }
 
 /// The suites of the repository: `seed`, which a reader knows, first.
-fn suites_of(folder: &std::path::Path) -> std::io::Result<Vec<PathBuf>> {
+fn suites_of(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
@@ -165,4 +170,50 @@ pub fn plan_error(error: PlanError) -> Exit {
 pub fn model_error(error: driftgauge::model::ModelError) -> Exit {
     let hint = error.hint();
     Exit::input(error).with_hint(hint)
+}
+
+/// The known deviations; a folder that was named must be there.
+pub fn known_deviations(
+    named: Option<&Path>,
+    install: &Install,
+) -> Result<Vec<known::Entry>, Exit> {
+    let loaded = match named {
+        Some(folder) => known::load(folder, &folder.display().to_string()),
+        None if !install.known().exists() => Ok(Vec::new()),
+        None => known::load(&install.known(), "cases/known"),
+    };
+    loaded.map_err(|error| {
+        let hint = error.hint();
+        Exit::input(error).with_hint(hint)
+    })
+}
+
+/// The record, and the truth beside it.
+///
+/// # Errors
+/// [`Exit`] that names the file which is missing, damaged or not of the same run.
+pub fn record_with_truth(path: &Path) -> Result<(RunRecord, Sketch), Exit> {
+    let again = "`driftgauge run` writes the record and the truth beside it";
+    let cannot_read = |path: &Path| format!("cannot read `{}`", path.display());
+    let text = std::fs::read_to_string(path)
+        .with_context(|| cannot_read(path))
+        .map_err(|error| Exit::input(error).with_hint(again))?;
+    let record = RunRecord::from_json(&text)
+        .with_context(|| format!("record `{}`", path.display()))
+        .map_err(|error| Exit::input(error).with_hint(again))?;
+    let beside = path.with_file_name(truth::FILE);
+    let bytes = std::fs::read(&beside)
+        .with_context(|| cannot_read(&beside))
+        .map_err(|error| Exit::input(error).with_hint(again))?;
+    let sha256 = hex::encode(Sha256::digest(&bytes));
+    if sha256 != record.truth.sha256 {
+        let error = anyhow!(
+            "`{}` has SHA-256 {sha256}, the record beside it says {}",
+            beside.display(),
+            plain(&record.truth.sha256)
+        );
+        return Err(Exit::input(error).with_hint("they are not of one run: run again"));
+    }
+    let (sketch, _) = truth::decode(&beside, &bytes).map_err(super::accept::refused)?;
+    Ok((record, sketch))
 }

@@ -11,14 +11,13 @@ use driftgauge::locate::{self, Again};
 use driftgauge::model::manifest;
 use driftgauge::{exit, oracle, selftest};
 use driftgauge_protocol::LoadRequest;
-use driftgauge_reports::Format;
 use driftgauge_reports::location::{
     LOCATE_FORMAT, LOCATE_VERSION, LocateReport, TargetLocation, render,
 };
 
 use super::inputs::{self, model_error};
 use super::study::{Study, models, open, planned};
-use super::{Exit, print, style};
+use super::{Exit, TableOrJson, print, style};
 
 /// Shown under `driftgauge locate --help`.
 pub const EXAMPLES: &str = "\
@@ -49,8 +48,8 @@ pub struct LocateArguments {
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// What to print
-    #[arg(long, value_parser = super::format(), default_value = Format::Table.name())]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = TableOrJson::Table)]
+    format: TableOrJson,
 }
 
 /// Locates and prints.
@@ -132,13 +131,13 @@ pub fn locate(arguments: &LocateArguments) -> Result<u8, Exit> {
         targets: located,
     };
     match arguments.format {
-        Format::Json => {
+        TableOrJson::Json => {
             let json = serde_json::to_string_pretty(&report)
                 .context("cannot write the report as JSON")
                 .map_err(Exit::input)?;
             print(&format!("{json}\n"))?;
         }
-        Format::Table => print(&render(&report, style()))?,
+        TableOrJson::Table => print(&render(&report, style()))?,
     }
     let is_quiet = report
         .targets

@@ -7,9 +7,12 @@ mod consistency;
 mod detection;
 mod diff;
 mod doctor;
+mod history;
 mod inputs;
 mod locate;
+mod merge;
 mod progress;
+mod report;
 mod run;
 mod selftest;
 mod study;
@@ -23,7 +26,8 @@ use driftgauge::exit;
 use driftgauge::judge::describe;
 use driftgauge::target::Target;
 use driftgauge::worker::Trouble;
-use driftgauge_reports::Format;
+use driftgauge_reports::{Format, Language};
+use sha2::{Digest, Sha256};
 
 /// Is it still the same model?
 ///
@@ -39,7 +43,7 @@ pub struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  every case conforms on every target
-  1  something drifted
+  1  something drifted, or a known deviation no longer happens
   2  wrong usage, or a suite or model that is missing or damaged
   3  a target broke, or cannot do what was asked
   4  nothing was run";
@@ -67,6 +71,15 @@ enum Command {
     /// Compare records or bundles: what moved, and what changed around it
     #[command(after_help = DIFF_HELP)]
     Diff(DiffArguments),
+    /// Write the record of an earlier run as a page, a table, or what CI reads
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::ReportArguments),
+    /// Bring shards or matrix legs of one run together in one record
+    #[command(after_help = merge::EXAMPLES)]
+    Merge(merge::MergeArguments),
+    /// What became of each target over time, and when a drift began
+    #[command(after_help = history::EXAMPLES)]
+    History(history::HistoryArguments),
     /// Make a run's errors the baseline that later runs are compared with
     #[command(after_help = ACCEPT_EXAMPLES)]
     Accept(AcceptArguments),
@@ -87,6 +100,7 @@ Examples:
   driftgauge run --repeat 10
   driftgauge run --bundle before.zip
   driftgauge run --no-baselines
+  driftgauge run --known my-deviations --today 2027-01-01
   driftgauge run --format json | jq .summary";
 
 const ACCEPT_EXAMPLES: &str = "\
@@ -114,6 +128,9 @@ pub struct RunArguments {
     /// What to print
     #[arg(long, value_parser = format(), default_value = Format::Table.name())]
     format: Format,
+    /// Language of html, markdown and github-summary [default: that of the locale]
+    #[arg(long, value_name = "LANG", value_parser = language())]
+    lang: Option<Language>,
     /// Threads of each target [default: the machine's CPUs, shared out]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -135,6 +152,15 @@ pub struct RunArguments {
     /// Do not compare with accepted baselines
     #[arg(long, conflicts_with = "baselines")]
     no_baselines: bool,
+    /// Folder of known deviations [default: cases/known of the repository]
+    #[arg(long, value_name = "DIR")]
+    known: Option<PathBuf>,
+    /// Call known deviations drift
+    #[arg(long, conflicts_with = "known")]
+    no_known: bool,
+    /// Day by which known deviations expire [default: today, in UTC]
+    #[arg(long, value_name = "DATE", value_parser = day, conflicts_with = "no_known")]
+    today: Option<String>,
     /// No progress on stderr
     #[arg(long, short)]
     quiet: bool,
@@ -165,13 +191,13 @@ pub struct DiffArguments {
     #[arg(long = "target", value_name = "TARGET")]
     targets: Vec<Target>,
     /// What to print
-    #[arg(long, value_enum, default_value_t = DiffFormat::Table)]
-    format: DiffFormat,
+    #[arg(long, value_enum, default_value_t = TableOrJson::Table)]
+    format: TableOrJson,
 }
 
-/// What `driftgauge diff` can print.
+/// What commands can print whose result is no run record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum DiffFormat {
+enum TableOrJson {
     /// A table for a person.
     Table,
     /// Everything that was found.
@@ -219,10 +245,37 @@ fn format() -> impl TypedValueParser<Value = Format> {
     })
 }
 
+/// The languages of the crate `driftgauge-reports`, by their names.
+fn language() -> impl TypedValueParser<Value = Language> {
+    PossibleValuesParser::new(Language::ALL.map(Language::name))
+        .map(|name| Language::of_locale(&name))
+}
+
+/// The language of the locale: the first of the variables that is set, as everywhere.
+fn locale() -> Language {
+    let variables = ["LC_ALL", "LC_MESSAGES", "LANG"];
+    let mut values = variables
+        .into_iter()
+        .filter_map(|name| std::env::var(name).ok());
+    let locale = values.find(|value| !value.is_empty()).unwrap_or_default();
+    Language::of_locale(&locale)
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
         _ => Err(format!("`{text}` is not a positive number")),
+    }
+}
+
+fn day(text: &str) -> Result<String, String> {
+    match text.parse::<toml::value::Datetime>() {
+        Ok(toml::value::Datetime {
+            date: Some(day),
+            time: None,
+            offset: None,
+        }) => Ok(day.to_string()),
+        _ => Err("expected a day, as in 2026-11-24".to_owned()),
     }
 }
 
@@ -286,9 +339,12 @@ impl Exit {
 /// A target that could not be used.
 fn broken(target: &Target, trouble: &Trouble) -> Exit {
     let finding = describe(trouble);
+    let died = matches!(trouble, Trouble::Broken(_));
+    let last_words =
+        format!("`driftgauge run --target '{target}'` shows what the worker wrote last");
     Exit {
         code: exit::BROKEN,
-        hint: finding.hint,
+        hint: finding.hint.or(died.then_some(last_words)),
         ..Exit::input(anyhow::anyhow!("{target}: {}", finding.message))
     }
 }
@@ -306,6 +362,9 @@ pub fn main() -> Result<u8, Exit> {
         Command::Locate(arguments) => locate::locate(&arguments),
         Command::Selftest(arguments) => selftest::selftest(&arguments),
         Command::Diff(arguments) => diff::diff(&arguments),
+        Command::Report(arguments) => report::report(&arguments),
+        Command::Merge(arguments) => merge::merge(&arguments),
+        Command::History(arguments) => history::history(&arguments),
         Command::Accept(arguments) => accept::accept(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Completions { shell } => {
@@ -336,6 +395,16 @@ fn print(text: &str) -> Result<(), Exit> {
         )),
         _ => Ok(()),
     }
+}
+
+/// [`print`] of text that holds what a case or a worker says. On GitHub a line that begins with `::` is a
+/// command, so that there the text is fenced with a word that it cannot contain.
+fn print_fenced(text: &str) -> Result<(), Exit> {
+    if std::env::var_os("GITHUB_ACTIONS").is_none_or(|value| value != "true") {
+        return print(text);
+    }
+    let word = hex::encode(Sha256::digest(text));
+    print(&format!("::stop-commands::{word}\n{text}\n::{word}::\n"))
 }
 
 /// How a report is to look on this terminal.

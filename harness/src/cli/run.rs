@@ -13,6 +13,7 @@ use driftgauge::cache::Cache;
 use driftgauge::collect::{Surroundings, collect, summary};
 use driftgauge::install::Install;
 use driftgauge::judge::Bench;
+use driftgauge::known;
 use driftgauge::locate::{self, Again};
 use driftgauge::model::{Manifest, Model, manifest};
 use driftgauge::oracle::{self, Truth};
@@ -23,17 +24,20 @@ use driftgauge::run::{TargetOutcome, Work, run_target};
 use driftgauge::suite::Suite;
 use driftgauge::target::Target;
 use driftgauge::worker::Launch;
-use driftgauge::{exit, host, output, selftest};
+use driftgauge::{day, exit, host, output, selftest};
 use driftgauge_protocol::{Dtype, LoadRequest};
 use driftgauge_reports::Format;
-use driftgauge_reports::record::{Finding, FindingKind, Method, RunRecord, RunTime, TruthRecord};
+use driftgauge_reports::record::{
+    self, Finding, FindingKind, Method, RunRecord, RunTime, TruthRecord,
+};
 use sha2::{Digest, Sha256};
 
 use super::inputs::{
-    EMBEDDED_MODEL, launch, model_error, plan_error, predictions_of, suites, targets,
+    EMBEDDED_MODEL, known_deviations, launch, model_error, plan_error, predictions_of, suites,
+    targets,
 };
 use super::progress::Bars;
-use super::{Exit, RunArguments, print, style};
+use super::{Exit, RunArguments, print, print_fenced, style};
 
 /// Batches that are run in float64 as well, and the largest of them in tokens.
 const FLOAT64_BATCHES: usize = 8;
@@ -66,6 +70,10 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
         .clone()
         .unwrap_or_else(|| install.models().join(EMBEDDED_MODEL));
     let baselines = baselines(arguments, &install)?;
+    let known = match arguments.no_known {
+        true => None,
+        false => Some(known_deviations(arguments.known.as_deref(), &install)?),
+    };
     let threads = match arguments.threads {
         Some(threads) => usize::from(threads),
         None => (host::logical_cpus() / targets.len()).max(1),
@@ -75,6 +83,7 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
         install: &install,
         threads,
         baselines: baselines.as_deref(),
+        known: known.as_deref(),
     };
     let bars = Bars::new(&targets, arguments.quiet);
 
@@ -90,13 +99,22 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
         seed: predict::SEED,
     };
     let (mut record, truth) = judged(&setting, &suites, &executed, method, &bars, &mut clock)?;
+    let today = arguments.today.clone();
+    let day = today.unwrap_or_else(|| day::of(clock.started));
+    setting.apply_known(&mut record, &day);
     let place = directory.display().to_string();
     record.paths.insert("model".to_owned(), place);
-    record.time = clock.finish();
+    record.paths.extend(suite_paths(&suites));
+    record.time = RunTime {
+        day,
+        ..clock.finish()
+    };
 
-    let json = driftgauge_reports::render(&record, Format::Json, style())
-        .context("cannot write the record as JSON")
-        .map_err(Exit::input)?;
+    let language = arguments.lang.unwrap_or_else(super::locale);
+    let rendered = |format| {
+        driftgauge_reports::render(&record, format, style(), language).map_err(Exit::input)
+    };
+    let json = rendered(Format::Json)?;
     // The record last: it says which truth belongs to it.
     output::write_whole(&arguments.out.join(truth::FILE), &truth).map_err(cannot_write)?;
     output::write_whole(&file, json.as_bytes()).map_err(cannot_write)?;
@@ -107,14 +125,23 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Exit> {
         written.push_str(&format!("\nbundle: {}", bundle.display()));
     }
     match arguments.format {
-        Format::Json => print(&json)?,
-        format => {
-            let report = driftgauge_reports::render(&record, format, style())
-                .map_err(|error| Exit::input(anyhow!(error)))?;
-            print(&format!("{report}\n{written}\n"))?;
+        Format::Table => {
+            let report = rendered(Format::Table)?;
+            print_fenced(&format!("{report}\n{written}\n"))?;
         }
+        format => print(&rendered(format)?)?,
     }
     Ok(record.summary.exit_code)
+}
+
+/// Where the suites are: as seen from here, if they are below.
+fn suite_paths(suites: &[Suite]) -> impl Iterator<Item = (String, String)> {
+    let here = std::env::current_dir().unwrap_or_default();
+    suites.iter().map(move |suite| {
+        let path = suite.path.strip_prefix(&here).unwrap_or(&suite.path);
+        let place = path.display().to_string();
+        (record::suite_key(&suite.name), place)
+    })
 }
 
 /// Predicts, repeats, judges and compares with what was accepted: the record, and the truth that
@@ -207,6 +234,8 @@ struct Setting<'a> {
     threads: usize,
     /// Folder of accepted baselines; nothing where none are wanted.
     baselines: Option<&'a std::path::Path>,
+    /// Known deviations; nothing where they are drift.
+    known: Option<&'a [known::Entry]>,
 }
 
 /// What a run has gathered when all targets are done.
@@ -343,6 +372,17 @@ fn baselines(arguments: &RunArguments, install: &Install) -> Result<Option<PathB
 }
 
 impl Setting<'_> {
+    /// Compares every result with the known deviations.
+    fn apply_known(&self, record: &mut RunRecord, day: &str) {
+        let Some(entries) = self.known else {
+            return;
+        };
+        let chosen = &self.arguments.selection;
+        let full = chosen.suites.is_empty() && chosen.targets.is_empty() && chosen.cases.is_empty();
+        known::apply(record, entries, day, full);
+        record.summary = summary(&record.results, &record.truth, record.targets.len());
+    }
+
     fn launch(&self, target: &Target) -> Launch {
         launch(
             self.install,
@@ -447,6 +487,7 @@ impl Clock {
         self.laps
             .insert("total".to_owned(), self.start.elapsed().as_secs_f64());
         RunTime {
+            day: day::of(self.started),
             started: self.started,
             seconds: self.laps,
         }

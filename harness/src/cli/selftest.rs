@@ -15,7 +15,6 @@ use driftgauge::selftest::{self, Ground, Subject, control, gates};
 use driftgauge::target::Target;
 use driftgauge::worker::{Launch, Trouble};
 use driftgauge::{exit, run::start_loaded};
-use driftgauge_reports::Format;
 use driftgauge_reports::selftest::{
     SELFTEST_FORMAT, SELFTEST_VERSION, SelftestReport, TargetTrials, render,
 };
@@ -24,7 +23,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::inputs::{self, model_error, plan_error};
 use super::study::{models, open};
-use super::{Exit, print, style};
+use super::{Exit, TableOrJson, print, style};
 
 /// Shown under `driftgauge selftest --help`.
 pub const EXAMPLES: &str = "\
@@ -74,8 +73,8 @@ pub struct SelftestArguments {
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0, value_parser = super::positive)]
     timeout: f64,
     /// What to print
-    #[arg(long, value_parser = super::format(), default_value = Format::Table.name())]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = TableOrJson::Table)]
+    format: TableOrJson,
     /// Also write the result as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -178,8 +177,8 @@ fn finish(arguments: &SelftestArguments, report: &SelftestReport) -> Result<u8, 
             .map_err(Exit::input)?;
     }
     match arguments.format {
-        Format::Json => print(&format!("{json}\n"))?,
-        Format::Table => print(&render(report, arguments.all, style()))?,
+        TableOrJson::Json => print(&format!("{json}\n"))?,
+        TableOrJson::Table => print(&render(report, arguments.all, style()))?,
     }
     Ok(report.exit_code())
 }

@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{Case, Task};
 use crate::model::MASK;
+use crate::problem::Problem;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,47 +41,6 @@ struct CaseTable {
 
 /// Largest `batch` of a suite.
 const MAX_BATCH: usize = 256;
-
-/// Something wrong at a place in a file.
-pub(super) struct Problem {
-    message: String,
-    span: Range<usize>,
-    label: String,
-    /// An earlier place that matters, with what it is.
-    earlier: Option<(Range<usize>, &'static str)>,
-}
-
-impl Problem {
-    fn at(span: Range<usize>, message: impl Into<String>, label: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            span,
-            label: label.into(),
-            earlier: None,
-        }
-    }
-
-    /// The message, with the line and a caret under the place.
-    pub(super) fn render(&self, path: &Path, text: &str) -> String {
-        let path = path.display().to_string();
-        let mut snippet = Snippet::source(text).path(&path).annotation(
-            AnnotationKind::Primary
-                .span(self.span.clone())
-                .label(self.label.as_str()),
-        );
-        if let Some((span, label)) = &self.earlier {
-            snippet = snippet.annotation(AnnotationKind::Context.span(span.clone()).label(*label));
-        }
-        let report = [Level::ERROR
-            .primary_title(self.message.as_str())
-            .element(snippet)];
-        let rendered = Renderer::plain().render(&report);
-        // The caller writes `error:` itself.
-        rendered
-            .strip_prefix("error: ")
-            .map_or(rendered.clone(), str::to_owned)
-    }
-}
 
 /// The table and the cases of a suite.
 pub(super) fn parse(text: &str) -> Result<(SuiteTable, Vec<Case>), Problem> {
@@ -232,6 +190,8 @@ fn check_mask(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::model::Input;
 

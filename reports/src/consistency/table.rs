@@ -14,7 +14,7 @@ use crate::text::{plain, shorten};
 const SHOWN: usize = 8;
 
 /// Renders the record.
-pub(super) fn render(record: &ConsistencyRecord, style: Style) -> String {
+pub fn render(record: &ConsistencyRecord, style: Style) -> String {
     let mut text = headline(record, style);
     for part in [
         checks(record, style),

@@ -18,7 +18,7 @@ mod terminal;
 mod two;
 
 pub use many::{Matrix, OddOneOut, VerdictSplit};
-pub use target::{Move, TargetDiff, VerdictChange};
+pub use target::{Move, TargetDiff, VerdictChange, is_worse};
 pub use two::{Cases, TwoWay};
 
 /// The `format` of every diff.

@@ -205,12 +205,17 @@ fn rank(verdict: Verdict) -> usize {
     }
 }
 
+/// Whether a verdict is worse than an earlier one.
+pub fn is_worse(before: Verdict, after: Verdict) -> bool {
+    rank(after) > rank(before)
+}
+
 fn verdict_change(case: &str, old: &ResultRecord, new: &ResultRecord) -> Option<VerdictChange> {
     (old.verdict != new.verdict).then(|| VerdictChange {
         case: case.to_owned(),
         before: old.verdict,
         after: new.verdict,
-        worse: rank(new.verdict) > rank(old.verdict),
+        worse: is_worse(old.verdict, new.verdict),
         finding: new.findings.first().map(|finding| finding.message.clone()),
     })
 }

@@ -112,13 +112,16 @@ pub struct Cause {
 }
 
 impl Origin {
+    /// Numbers of its layers, from 1.
+    pub fn layers(&self) -> Vec<usize> {
+        let stages = self.stages.iter();
+        let number = |stage: &String| stage.strip_prefix("layer.")?.parse().ok();
+        stages.filter_map(number).collect()
+    }
+
     /// The place in words: `layers 2 to 4, activation`.
     pub fn place(&self) -> String {
-        let numbers: Vec<usize> = self
-            .stages
-            .iter()
-            .filter_map(|stage| stage.strip_prefix("layer.")?.parse().ok())
-            .collect();
+        let numbers = self.layers();
         let layers = match numbers[..] {
             [] => None,
             [layer] => Some(format!("layer {layer}")),

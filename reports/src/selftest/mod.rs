@@ -1,15 +1,34 @@
 //! The self-test: which of the known faults are found, where, and as what.
 
-mod table;
+pub(crate) mod table;
 
 use serde::{Deserialize, Serialize};
 
 pub use table::render;
 
+use crate::record::{self, ReadError};
+use crate::{Language, RenderError, html};
+
 /// Raised when a field changes its meaning or disappears.
 pub const SELFTEST_VERSION: u32 = 1;
 /// The `format` of every self-test.
 pub const SELFTEST_FORMAT: &str = "driftgauge-selftest";
+
+/// Renders a self-test as JSON.
+///
+/// # Errors
+/// [`RenderError::Json`] where it holds what JSON cannot say.
+pub fn render_json(report: &SelftestReport) -> Result<String, RenderError> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(report)?))
+}
+
+/// Renders a self-test as a page.
+///
+/// # Errors
+/// [`RenderError`] where a template fails.
+pub fn render_html(report: &SelftestReport, language: Language) -> Result<String, RenderError> {
+    html::selftest::render(report, language)
+}
 
 /// One self-test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -253,6 +272,14 @@ impl TargetTrials {
 }
 
 impl SelftestReport {
+    /// Reads a self-test.
+    ///
+    /// # Errors
+    /// [`ReadError`] for anything that is not a self-test of this version.
+    pub fn from_json(text: &str) -> Result<Self, ReadError> {
+        record::read(text, SELFTEST_FORMAT, SELFTEST_VERSION)
+    }
+
     /// Faults of the tokenizer that were not found.
     pub fn tokens_missed(&self) -> usize {
         let missed = |trial: &&TokenTrial| trial.status == Status::Missed;

@@ -187,7 +187,7 @@ fn gates_by_fault(report: &SelftestReport, target: &TargetTrials) -> Builder {
 }
 
 /// The trials of each fault, in the order of the first.
-fn faults(target: &TargetTrials) -> Vec<(&str, Vec<&Trial>)> {
+pub(crate) fn faults(target: &TargetTrials) -> Vec<(&str, Vec<&Trial>)> {
     let mut faults: Vec<(&str, Vec<&Trial>)> = Vec::new();
     for trial in &target.trials {
         match faults.iter_mut().find(|(name, _)| *name == trial.fault) {
@@ -226,16 +226,22 @@ fn every_trial(target: &TargetTrials) -> Builder {
     table
 }
 
-/// What was not quite right, and what could not be tried.
+/// [`noted`], and the false alarms.
 fn notes(text: &mut String, target: &TargetTrials, width: usize) {
-    let mut lines = String::new();
-    write_notes(&mut lines, target, width);
+    let mut lines = noted(target);
+    let alarms = target.control.alarms.iter().take(5);
+    lines.extend(alarms.map(|alarm| format!("FALSE ALARM: {alarm}")));
     if !lines.is_empty() {
-        let _ = write!(text, "\n{lines}");
+        text.push('\n');
+    }
+    for line in lines {
+        write_wrapped(text, &plain(&line), width);
     }
 }
 
-fn write_notes(text: &mut String, target: &TargetTrials, width: usize) {
+/// What was not quite right, and what could not be tried, a line each.
+pub(crate) fn noted(target: &TargetTrials) -> Vec<String> {
+    let mut lines = Vec::new();
     let wrong = |trial: &&Trial| {
         let parts = [
             trial.class_right,
@@ -250,7 +256,7 @@ fn write_notes(text: &mut String, target: &TargetTrials, width: usize) {
         if !trial.note.is_empty() {
             let _ = write!(line, " as {}", trial.note);
         }
-        write_wrapped(text, &plain(&line), width);
+        lines.push(line);
     }
     let untried = |trial: &&Trial| {
         matches!(
@@ -268,11 +274,9 @@ fn write_notes(text: &mut String, target: &TargetTrials, width: usize) {
             status if trial.note.is_empty() => format!("{}: {}", at_place(trial), status.name()),
             status => format!("{}: {}. {}", at_place(trial), status.name(), trial.note),
         };
-        write_wrapped(text, &plain(&line), width);
+        lines.push(line);
     }
-    for alarm in target.control.alarms.iter().take(5) {
-        write_wrapped(text, &plain(&format!("FALSE ALARM: {alarm}")), width);
-    }
+    lines
 }
 
 /// A fault and its place.
@@ -415,14 +419,14 @@ fn verdict(report: &SelftestReport) -> String {
     format!("{}; {:.0} s", parts.join(", "), report.time)
 }
 
-fn share(part: usize, of: usize) -> String {
+pub(crate) fn share(part: usize, of: usize) -> String {
     match of {
         0 => "-".to_owned(),
         of => format!("{part}/{of}"),
     }
 }
 
-fn rate(all: impl Iterator<Item = Option<bool>>) -> String {
+pub(crate) fn rate(all: impl Iterator<Item = Option<bool>>) -> String {
     let known: Vec<bool> = all.flatten().collect();
     share(known.iter().filter(|right| **right).count(), known.len())
 }
