@@ -14,7 +14,7 @@ use crate::measure::root_mean_square;
 use crate::observed;
 
 /// What lies between the largest value that was seen and what is proposed: in the control group of the self-test, whose
-/// texts are random, ratios reach 1.15 times those of the suites.
+/// texts are random, the largest ratio is 1.14 times that of the suites.
 const HEADROOM: f64 = 1.4;
 /// Largest K that may be proposed: above it, errors of three times the noise would pass.
 pub const LARGEST_K: f64 = 2.5;
