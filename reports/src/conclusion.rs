@@ -35,7 +35,10 @@ pub(crate) fn of(record: &RunRecord, language: Language) -> Conclusion {
         (Verdict::Fixed, t.same_model, t.no_longer, t.do_remove),
         (Verdict::Unsupported, t.no_verdict, t.cannot, t.do_choose),
     ] {
-        let mut affected = affected(record, verdict).into_iter();
+        let mut affected = affected(record, verdict);
+        // The worst first.
+        affected.sort_by_key(|(_, affected, _)| std::cmp::Reverse(*affected));
+        let mut affected = affected.into_iter();
         let truth_moved = verdict == Verdict::Drift && record.truth.finding.is_some();
         let Some((target, count, all)) = affected.next() else {
             if truth_moved {
@@ -85,22 +88,11 @@ pub(crate) fn of(record: &RunRecord, language: Language) -> Conclusion {
 }
 
 fn conforming(record: &RunRecord, t: &'static Phrases) -> Conclusion {
-    let share = |(_, _, used): &(&str, &str, f64)| *used;
-    let nearest = record
-        .results
-        .iter()
-        .filter(|result| result.verdict != Verdict::Known);
-    let nearest = nearest.flat_map(|result| {
-        result.observations.iter().map(|(name, one)| {
-            let used = one.in_noise() / record.method.k;
-            (result.target.as_str(), name.as_str(), used)
-        })
-    });
     let (cases, targets) = (
         record.summary.cases.to_string(),
         record.targets.len().to_string(),
     );
-    let mut reason = match nearest.max_by(|a, b| share(a).total_cmp(&share(b))) {
+    let mut reason = match nearest(record) {
         Some((target, observation, used)) => {
             let used = format!("{:.0}", used * 100.0);
             let (target, observation) = (shown(target, NAME, t), shown(observation, NAME, t));
@@ -140,8 +132,21 @@ fn conforming(record: &RunRecord, t: &'static Phrases) -> Conclusion {
     }
 }
 
-/// The targets that have results with a verdict, most first: how many, and of how many.
-fn affected(record: &RunRecord, verdict: Verdict) -> Vec<(&TargetRecord, usize, usize)> {
+/// The error nearest its limit, known deviations apart: target, observation, and how much of the limit it is.
+pub(crate) fn nearest(record: &RunRecord) -> Option<(&str, &str, f64)> {
+    let results = record.results.iter();
+    let results = results.filter(|result| result.verdict != Verdict::Known);
+    let used = results.flat_map(|result| {
+        result.observations.iter().map(|(name, one)| {
+            let used = one.in_noise() / record.method.k;
+            (result.target.as_str(), name.as_str(), used)
+        })
+    });
+    used.max_by(|a, b| a.2.total_cmp(&b.2))
+}
+
+/// The targets that have results with a verdict, in their order: how many, and of how many.
+pub(crate) fn affected(record: &RunRecord, verdict: Verdict) -> Vec<(&TargetRecord, usize, usize)> {
     let counted = record.targets.iter().map(|target| {
         let own = record
             .results
@@ -154,9 +159,7 @@ fn affected(record: &RunRecord, verdict: Verdict) -> Vec<(&TargetRecord, usize, 
         }
         (target, affected, all)
     });
-    let mut affected: Vec<_> = counted.filter(|(_, affected, _)| *affected > 0).collect();
-    affected.sort_by_key(|(_, affected, _)| std::cmp::Reverse(*affected));
-    affected
+    counted.filter(|(_, affected, _)| *affected > 0).collect()
 }
 
 /// `; it starts in layer 3, activation; looks like gelu-tanh`, or nothing.

@@ -2,6 +2,9 @@
 //! break out of its place.
 #![cfg(test)]
 
+#[macro_use]
+mod support;
+
 use std::collections::BTreeMap;
 
 use driftgauge_reports::consistency::{
@@ -178,24 +181,14 @@ fn report(record: &ConsistencyRecord, width: usize, colour: bool) -> String {
     render(record, Style { width, colour })
 }
 
-macro_rules! assert_report {
-    ($name:literal, $report:expr) => {
-        let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path("../../snapshots/reports");
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        settings.bind(|| insta::assert_snapshot!($name, $report));
-    };
-}
-
 #[test]
 fn table_at_80_columns() {
-    assert_report!("consistency-80", report(&fixture(), 80, false));
+    assert_snapshot!("consistency-80", report(&fixture(), 80, false));
 }
 
 #[test]
 fn table_at_160_columns() {
-    assert_report!("consistency-160", report(&fixture(), 160, false));
+    assert_snapshot!("consistency-160", report(&fixture(), 160, false));
 }
 
 /// Nothing is wrong: one table, one line.
@@ -205,7 +198,7 @@ fn table_without_differences() {
     record.targets.truncate(1);
     record.summary.exit_code = 0;
     record.summary.outcomes = BTreeMap::from([(Outcome::Bitwise, 8)]);
-    assert_report!("consistency-steady", report(&record, 80, false));
+    assert_snapshot!("consistency-steady", report(&record, 80, false));
 }
 
 #[test]
@@ -213,7 +206,7 @@ fn json_keeps_everything() {
     let json = render_json(&fixture()).unwrap();
     let read: ConsistencyRecord = serde_json::from_str(&json).unwrap();
     assert_eq!(read, fixture());
-    assert_report!("consistency-json", json);
+    assert_snapshot!("consistency-json", json);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Comparisons of small records: what counts as drift, what is shown, and what is refused.
 #![cfg(test)]
 
+#[macro_use]
+mod support;
+
 use std::collections::BTreeMap;
 
 use driftgauge_reports::apart::roundoff;
@@ -593,24 +596,14 @@ fn text_cannot_break_out() {
     }
 }
 
-macro_rules! assert_diff {
-    ($name:literal, $report:expr) => {
-        let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path("../../snapshots/reports");
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        settings.bind(|| insta::assert_snapshot!($name, $report));
-    };
-}
-
 #[test]
 fn diff_at_80_columns() {
-    assert_diff!("diff-80", table(&hostile(), 80));
+    assert_snapshot!("diff-80", table(&hostile(), 80));
 }
 
 #[test]
 fn diff_at_160_columns() {
-    assert_diff!("diff-160", table(&hostile(), 160));
+    assert_snapshot!("diff-160", table(&hostile(), 160));
 }
 
 #[test]
@@ -621,10 +614,10 @@ fn diff_of_three_at_80_columns() {
     drift(&mut records[1], 0, Verdict::Drift, HOSTILE);
     let properties = &mut records[1].targets[0].properties;
     properties.insert("mkl".to_owned(), HOSTILE.to_owned());
-    assert_diff!("diff-three-80", table(&diff(&records), 80));
+    assert_snapshot!("diff-three-80", table(&diff(&records), 80));
 }
 
 #[test]
 fn diff_json() {
-    assert_diff!("diff-json", render_json(&hostile()).unwrap());
+    assert_snapshot!("diff-json", render_json(&hostile()).unwrap());
 }

@@ -2,6 +2,7 @@
 //! tries to break out of its place.
 #![cfg(test)]
 
+#[macro_use]
 mod support;
 
 use driftgauge_reports::record::{RECORD_VERSION, ReadError};
@@ -25,24 +26,14 @@ fn table(width: usize, colour: bool) -> String {
     driftgauge_reports::render(&record(), Format::Table, style, Language::English).unwrap()
 }
 
-macro_rules! assert_format {
-    ($name:expr, $report:expr) => {
-        let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path("../../snapshots/reports");
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        settings.bind(|| insta::assert_snapshot!($name, $report));
-    };
-}
-
 #[test]
 fn table_at_80_columns() {
-    assert_format!("table-80", table(80, false));
+    assert_snapshot!("table-80", table(80, false));
 }
 
 #[test]
 fn table_at_160_columns() {
-    assert_format!("table-160", table(160, false));
+    assert_snapshot!("table-160", table(160, false));
 }
 
 #[test]
@@ -51,7 +42,7 @@ fn every_other_format() {
         .into_iter()
         .filter(|format| *format != Format::Table)
     {
-        assert_format!(format.name(), render(format));
+        assert_snapshot!(format.name(), render(format));
     }
 }
 
@@ -60,7 +51,7 @@ fn every_other_format() {
 fn in_chinese() {
     for format in [Format::Html, Format::Markdown] {
         let name = format!("{}-zh", format.name());
-        assert_format!(name, in_language(format, Language::Chinese));
+        assert_snapshot!(name, in_language(format, Language::Chinese));
     }
     for format in Format::ALL {
         let depends = render(format) != in_language(format, Language::Chinese);

@@ -1,6 +1,9 @@
 //! Trends of small histories: when something got worse, what changed then, and how it looks.
 #![cfg(test)]
 
+#[macro_use]
+mod support;
+
 use std::collections::BTreeMap;
 
 use driftgauge_reports::history::{
@@ -125,16 +128,6 @@ fn what_cannot_be_compared_is_not() {
     assert!(trends(&[]).is_empty());
 }
 
-macro_rules! assert_history {
-    ($name:literal, $report:expr) => {
-        let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path("../../snapshots/reports");
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        settings.bind(|| insta::assert_snapshot!($name, $report));
-    };
-}
-
 fn table(runs: &[HistoryRun], width: usize) -> String {
     let style = Style {
         width,
@@ -145,12 +138,12 @@ fn table(runs: &[HistoryRun], width: usize) -> String {
 
 #[test]
 fn history_at_80_columns() {
-    assert_history!("history-80", table(&fixture(), 80));
+    assert_snapshot!("history-80", table(&fixture(), 80));
 }
 
 #[test]
 fn history_json() {
-    assert_history!(
+    assert_snapshot!(
         "history-json",
         render_json(&trends(&fixture()[..4])).unwrap()
     );

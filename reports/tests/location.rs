@@ -2,6 +2,9 @@
 //! known, nothing seen, and text that tries to break out of its place.
 #![cfg(test)]
 
+#[macro_use]
+mod support;
+
 use driftgauge_reports::location::{
     Cause, LOCATE_FORMAT, LOCATE_VERSION, LocateReport, Location, Origin, StageRecord,
     TargetLocation, render,
@@ -151,24 +154,14 @@ fn table(report: &LocateReport, width: usize) -> String {
     render(report, style)
 }
 
-macro_rules! assert_report {
-    ($name:literal, $report:expr) => {
-        let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path("../../snapshots/reports");
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        settings.bind(|| insta::assert_snapshot!($name, $report));
-    };
-}
-
 #[test]
 fn table_at_80_columns() {
-    assert_report!("locate-80", table(&fixture(), 80));
+    assert_snapshot!("locate-80", table(&fixture(), 80));
 }
 
 #[test]
 fn table_at_160_columns() {
-    assert_report!("locate-160", table(&fixture(), 160));
+    assert_snapshot!("locate-160", table(&fixture(), 160));
 }
 
 /// No stage is seen: no table of stages.
@@ -176,7 +169,7 @@ fn table_at_160_columns() {
 fn table_from_logits_alone() {
     let mut report = fixture();
     report.targets.drain(..3);
-    assert_report!("locate-logits-80", table(&report, 80));
+    assert_snapshot!("locate-logits-80", table(&report, 80));
 }
 
 #[test]
@@ -184,7 +177,7 @@ fn json_keeps_everything() {
     let json = serde_json::to_string_pretty(&fixture()).unwrap();
     let read: LocateReport = serde_json::from_str(&json).unwrap();
     assert_eq!(read, fixture());
-    assert_report!("locate-json", json);
+    assert_snapshot!("locate-json", json);
 }
 
 #[test]

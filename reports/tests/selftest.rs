@@ -2,6 +2,7 @@
 //! break out of its place.
 #![cfg(test)]
 
+#[macro_use]
 mod support;
 
 use driftgauge_reports::selftest::{
@@ -18,29 +19,19 @@ fn table(report: &SelftestReport, all: bool, width: usize) -> String {
     render(report, all, style)
 }
 
-macro_rules! assert_report {
-    ($name:expr, $report:expr) => {
-        let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path("../../snapshots/reports");
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        settings.bind(|| insta::assert_snapshot!($name, $report));
-    };
-}
-
 #[test]
 fn table_at_80_columns() {
-    assert_report!("selftest-80", table(&fixture(), false, 80));
+    assert_snapshot!("selftest-80", table(&fixture(), false, 80));
 }
 
 #[test]
 fn table_at_160_columns() {
-    assert_report!("selftest-160", table(&fixture(), false, 160));
+    assert_snapshot!("selftest-160", table(&fixture(), false, 160));
 }
 
 #[test]
 fn every_trial_at_160_columns() {
-    assert_report!("selftest-all-160", table(&fixture(), true, 160));
+    assert_snapshot!("selftest-all-160", table(&fixture(), true, 160));
 }
 
 /// Nothing was missed: no notes.
@@ -50,21 +41,21 @@ fn table_without_a_miss() {
     report.targets.remove(0);
     report.tokens.truncate(1);
     report.unknown = true;
-    assert_report!("selftest-clean-80", table(&report, false, 80));
+    assert_snapshot!("selftest-clean-80", table(&report, false, 80));
 }
 
 #[test]
 fn json_keeps_everything() {
     let json = render_json(&fixture()).unwrap();
     assert_eq!(SelftestReport::from_json(&json).unwrap(), fixture());
-    assert_report!("selftest-json", json);
+    assert_snapshot!("selftest-json", json);
 }
 
 #[test]
 fn pages() {
     for language in Language::ALL {
         let name = format!("selftest-html-{}", language.name());
-        assert_report!(name, render_html(&fixture(), language).unwrap());
+        assert_snapshot!(name, render_html(&fixture(), language).unwrap());
     }
 }
 

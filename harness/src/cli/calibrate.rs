@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use driftgauge::budget::Calibration;
 use driftgauge::calibrate::{Gathered, proposed, proposed_k};
 use driftgauge::collect::{Surroundings, collect};
@@ -21,7 +21,7 @@ use driftgauge_reports::record::{Method, RunTime, TruthRecord};
 
 use super::inputs::{self, model_error};
 use super::study::{Study, models, open, planned};
-use super::{Exit, TableOrJson, print, style};
+use super::{Exit, TableOrJson, print, print_report};
 
 /// Shown under `driftgauge calibrate --help`.
 pub const EXAMPLES: &str = "\
@@ -173,7 +173,7 @@ pub fn calibrate(arguments: &CalibrateArguments) -> Result<u8, Exit> {
     report.proposed_move_limit =
         proposed(largest(|model| Some(model.largest_move.as_ref()?.value)));
     let has_alarms = report.models.iter().any(|model| !model.alarms.is_empty());
-    print_report(&report, arguments.format)?;
+    print_report(&report, arguments.format, render)?;
     if broken {
         return Ok(exit::BROKEN);
     }
@@ -196,18 +196,6 @@ pub fn calibrate(arguments: &CalibrateArguments) -> Result<u8, Exit> {
     } else {
         exit::CONFORMS
     })
-}
-
-fn print_report(report: &CalibrationReport, format: TableOrJson) -> Result<(), Exit> {
-    match format {
-        TableOrJson::Json => {
-            let json = serde_json::to_string_pretty(report)
-                .context("cannot write the report as JSON")
-                .map_err(Exit::input)?;
-            print(&format!("{json}\n"))
-        }
-        TableOrJson::Table => print(&render(report, style())),
-    }
 }
 
 fn describe((threads, batch): (usize, Option<usize>)) -> String {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use driftgauge::budget::{self, Calibration};
 use driftgauge::cache::Cache;
 use driftgauge::detect::{GATES, Subject, Tally, detect};
@@ -15,7 +15,7 @@ use driftgauge_reports::detection::{DETECTION_FORMAT, DETECTION_VERSION, Detecti
 
 use super::inputs::{self, model_error};
 use super::study::{Study, models, open, planned};
-use super::{Exit, TableOrJson, print, style};
+use super::{Exit, TableOrJson, print_report};
 
 /// Shown under `driftgauge detection --help`.
 pub const EXAMPLES: &str = "\
@@ -149,15 +149,7 @@ pub fn detection(arguments: &DetectionArguments) -> Result<u8, Exit> {
         gates: GATES.map(str::to_owned).to_vec(),
         points: tally.points(),
     };
-    match arguments.format {
-        TableOrJson::Json => {
-            let json = serde_json::to_string_pretty(&report)
-                .context("cannot write the report as JSON")
-                .map_err(Exit::input)?;
-            print(&format!("{json}\n"))?;
-        }
-        TableOrJson::Table => print(&render(&report, style()))?,
-    }
+    print_report(&report, arguments.format, render)?;
     let is_quiet = report
         .points
         .iter()

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use driftgauge::budget::{self, Calibration};
 use driftgauge::cache::Cache;
 use driftgauge::judge::Bench;
@@ -17,7 +17,7 @@ use driftgauge_reports::location::{
 
 use super::inputs::{self, model_error};
 use super::study::{Study, models, open, planned};
-use super::{Exit, TableOrJson, print, style};
+use super::{Exit, TableOrJson, print_report};
 
 /// Shown under `driftgauge locate --help`.
 pub const EXAMPLES: &str = "\
@@ -130,15 +130,7 @@ pub fn locate(arguments: &LocateArguments) -> Result<u8, Exit> {
         k: calibration.k,
         targets: located,
     };
-    match arguments.format {
-        TableOrJson::Json => {
-            let json = serde_json::to_string_pretty(&report)
-                .context("cannot write the report as JSON")
-                .map_err(Exit::input)?;
-            print(&format!("{json}\n"))?;
-        }
-        TableOrJson::Table => print(&render(&report, style()))?,
-    }
+    print_report(&report, arguments.format, render)?;
     let is_quiet = report
         .targets
         .iter()

@@ -397,6 +397,23 @@ fn print(text: &str) -> Result<(), Exit> {
     }
 }
 
+/// Prints a report as JSON, or the table that `render` makes of it.
+fn print_report<T: serde::Serialize>(
+    report: &T,
+    format: TableOrJson,
+    render: impl FnOnce(&T, driftgauge_reports::Style) -> String,
+) -> Result<(), Exit> {
+    match format {
+        TableOrJson::Table => print(&render(report, style())),
+        TableOrJson::Json => {
+            let json = serde_json::to_string_pretty(report).map_err(|error| {
+                Exit::input(anyhow::Error::new(error).context("cannot write the report as JSON"))
+            })?;
+            print(&format!("{json}\n"))
+        }
+    }
+}
+
 /// [`print`] of text that holds what a case or a worker says. On GitHub a line that begins with `::` is a
 /// command, so that there the text is fenced with a word that it cannot contain.
 fn print_fenced(text: &str) -> Result<(), Exit> {

@@ -23,7 +23,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::inputs::{self, model_error, plan_error};
 use super::study::{models, open};
-use super::{Exit, TableOrJson, print, style};
+use super::{Exit, TableOrJson, print, print_report};
 
 /// Shown under `driftgauge selftest --help`.
 pub const EXAMPLES: &str = "\
@@ -168,17 +168,14 @@ pub fn selftest(arguments: &SelftestArguments) -> Result<u8, Exit> {
 }
 
 fn finish(arguments: &SelftestArguments, report: &SelftestReport) -> Result<u8, Exit> {
-    let json = serde_json::to_string_pretty(report)
-        .context("cannot write the report as JSON")
-        .map_err(Exit::input)?;
+    print_report(report, arguments.format, |report, style| {
+        render(report, arguments.all, style)
+    })?;
     if let Some(file) = &arguments.out {
-        driftgauge::output::write_whole(file, format!("{json}\n").as_bytes())
+        let json = driftgauge_reports::selftest::render_json(report).map_err(Exit::input)?;
+        driftgauge::output::write_whole(file, json.as_bytes())
             .with_context(|| format!("cannot write `{}`", file.display()))
-            .map_err(Exit::input)?;
-    }
-    match arguments.format {
-        TableOrJson::Json => print(&format!("{json}\n"))?,
-        TableOrJson::Table => print(&render(report, arguments.all, style()))?,
+            .map_err(|error| Exit::input(error).with_hint("choose another file with --out"))?;
     }
     Ok(report.exit_code())
 }

@@ -3,6 +3,18 @@
 
 pub mod selftest;
 
+#[allow(unused_macros, reason = "not every test uses all of it")]
+/// Compares with an accepted text of `snapshots/reports`.
+macro_rules! assert_snapshot {
+    ($name:expr, $report:expr) => {
+        let mut settings = insta::Settings::clone_current();
+        settings.set_snapshot_path("../../snapshots/reports");
+        settings.set_prepend_module_to_snapshot(false);
+        settings.set_omit_expression(true);
+        settings.bind(|| insta::assert_snapshot!($name, $report));
+    };
+}
+
 use std::collections::BTreeMap;
 
 use driftgauge_reports::RunRecord;

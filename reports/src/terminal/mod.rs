@@ -4,6 +4,8 @@
 //! what is wrong, and the conclusion. Only characters that are one column wide in every terminal
 //! frame the text, because Chinese terminals may draw box characters two columns wide.
 
+mod answers;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -11,20 +13,17 @@ use tabled::builder::Builder;
 
 use crate::Style;
 use crate::baselines;
+use crate::conclusion::{affected, nearest};
 use crate::findings::grouped;
 use crate::known;
-use crate::layout::{layout, paint, visible_width, wrap, write_wrapped};
+use crate::layout::{layout, paint, wrap, write_wrapped};
 use crate::pairs;
 use crate::record::{
-    Answer, FindingKind, Margin, MaskAnswer, Observation, Pair, Repeats, ResultRecord, RunRecord,
-    TargetRecord, Verdict,
+    FindingKind, Margin, Observation, Pair, Repeats, ResultRecord, RunRecord, TargetRecord, Verdict,
 };
 use crate::text::{plain, shorten, shorten_middle, width};
+use answers::answers;
 
-/// Cases whose answers are shown.
-const SHOWN_CASES: usize = 12;
-/// Columns below which the answers are left out.
-const NARROWEST_ANSWERS: usize = 36;
 /// Columns that a case gets whatever happens.
 const NARROWEST_CASE: usize = 12;
 /// Columns of a target's options, and of an answer that differs.
@@ -164,74 +163,6 @@ fn repeated(repeats: &Repeats) -> String {
         "repeats: {} of {} verdicts differ (below {percent:.1} % at 95 %), {bits}",
         repeats.differing, repeats.verdicts
     )
-}
-
-/// The first cases with the truth's answer and each target's distance.
-fn answers(record: &RunRecord, style: Style) -> String {
-    let cases = cases(record);
-    let first_suite = cases.first().map(|results| results[0].suite.as_str());
-    let shown: Vec<&Vec<&ResultRecord>> = cases
-        .iter()
-        .filter(|results| {
-            cases.len() <= SHOWN_CASES || Some(results[0].suite.as_str()) == first_suite
-        })
-        .take(SHOWN_CASES)
-        .collect();
-    if shown.is_empty() {
-        return String::new();
-    }
-    let cells: Vec<Vec<String>> = shown
-        .iter()
-        .map(|results| {
-            let own = record.targets.iter().map(|target| {
-                let own = results.iter().find(|result| result.target == target.target);
-                own.map_or_else(|| "-".to_owned(), |result| cell(result, style))
-            });
-            own.collect()
-        })
-        .collect();
-    let heads: Vec<String> = record.targets.iter().map(heading).collect();
-    let mut used = 0;
-    for (column, head) in heads.iter().enumerate() {
-        let widest = cells
-            .iter()
-            .map(|row| visible_width(&row[column]))
-            .max()
-            .unwrap_or(0);
-        used += widest.max(visible_width(head)) + 2;
-    }
-    let free = style.width.saturating_sub(used + 4);
-    // With many targets the answers give way: they are in the record.
-    let with_answers = free >= NARROWEST_ANSWERS;
-    let case_width = if with_answers {
-        free / 2
-    } else {
-        (free + 2).max(NARROWEST_CASE)
-    };
-
-    let mut table = Builder::default();
-    let title = with_answers.then(|| "the truth (f64) answers".to_owned());
-    table.push_record(["case".to_owned()].into_iter().chain(title).chain(heads));
-    for (results, cells) in shown.iter().zip(cells) {
-        let texts: Vec<String> = results[0].texts.iter().map(|text| quoted(text)).collect();
-        let text = shorten(&texts.join(" | "), case_width);
-        let answer = results[0]
-            .truth_answer
-            .as_ref()
-            .map(brief)
-            .unwrap_or_default();
-        let answer = with_answers.then(|| shorten(&answer, free - case_width));
-        table.push_record([text].into_iter().chain(answer).chain(cells));
-    }
-    let mut text = format!(
-        "answers, and for each target the error nearest its limit, in units of noise\n{}\n",
-        layout(table, if with_answers { 2 } else { 1 })
-    );
-    let hidden = cases.len() - shown.len();
-    if hidden > 0 {
-        let _ = writeln!(text, " ... and {hidden} more cases, all in the record");
-    }
-    text
 }
 
 /// The worst error of each observation over all cases, worst observation first.
@@ -438,24 +369,11 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
         (Verdict::Fixed, "FIXED", "no longer deviates in"),
         (Verdict::Unsupported, "INCOMPLETE", "cannot do"),
     ] {
-        for target in &record.targets {
-            let own = record
-                .results
-                .iter()
-                .filter(|result| result.target == target.target);
-            let (mut all, mut affected) = (0, 0);
-            for result in own {
-                all += 1;
-                affected += usize::from(result.verdict == verdict);
-            }
-            if affected > 0 {
-                conforms = false;
-                let target = plain(&target.target);
-                say(
-                    verdict,
-                    &format!("{word}: {target} {deed} {affected} of {all} cases"),
-                );
-            }
+        for (target, affected, all) in affected(record, verdict) {
+            conforms = false;
+            let target = plain(&target.target);
+            let sentence = format!("{word}: {target} {deed} {affected} of {all} cases");
+            say(verdict, &sentence);
         }
     }
     if record.truth.finding.is_some() {
@@ -464,22 +382,11 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
         say(Verdict::Drift, sentence);
     }
     if conforms {
-        let share = |(_, _, used): &(&str, &str, f64)| *used;
         let apart = match record.summary.verdicts.get(&Verdict::Known) {
             Some(known) => format!(" apart from {}", counted(*known, "known deviation")),
             None => String::new(),
         };
-        let others = record.results.iter();
-        let nearest = others
-            .filter(|result| result.verdict != Verdict::Known)
-            .flat_map(|result| {
-                result.observations.iter().map(|(name, one)| {
-                    let used = one.in_noise() / record.method.k;
-                    (result.target.as_str(), name.as_str(), used)
-                })
-            })
-            .max_by(|a, b| share(a).total_cmp(&share(b)));
-        if let Some((target, name, used)) = nearest {
+        if let Some((target, name, used)) = nearest(record) {
             let (target, name) = (plain(target), plain(name));
             let used = used * 100.0;
             say(
@@ -494,89 +401,8 @@ fn conclusion(record: &RunRecord, style: Style) -> String {
     text
 }
 
-/// Results grouped by case, in the order of the record.
-fn cases(record: &RunRecord) -> Vec<Vec<&ResultRecord>> {
-    record
-        .results
-        .chunk_by(|a, b| (&a.suite, &a.case) == (&b.suite, &b.case))
-        .map(|results| results.iter().collect())
-        .collect()
-}
-
-/// A result in a few characters: the error that uses most of its budget, or the verdict.
-fn cell(result: &ResultRecord, style: Style) -> String {
-    let all = result.observations.values();
-    let worst = all.max_by(|a, b| a.in_noise().total_cmp(&b.in_noise()));
-    let error = worst.map(|worst| number(worst.in_noise()));
-    let mut text = match (result.verdict, error) {
-        (Verdict::Pass, Some(error)) => error,
-        (verdict, Some(error)) => format!("{} {error}", verdict.name()),
-        (verdict, None) => verdict.name().to_owned(),
-    };
-    let leading = |answer: &Answer| match answer {
-        Answer::FillMask { masks } => masks
-            .iter()
-            .filter_map(|mask| Some(mask.top.first()?.id))
-            .collect::<Vec<_>>(),
-        _ => Vec::new(),
-    };
-    if let (Some(answer), Some(truth)) = (&result.answer, &result.truth_answer)
-        && leading(answer) != leading(truth)
-    {
-        text = format!("{text}\n{}", shorten(&brief(answer), CELL));
-    }
-    text.split('\n')
-        .map(|line| paint(line, result.verdict, style))
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
 pub(crate) fn counted(count: usize, word: &str) -> String {
     format!("{count} {word}{}", if count == 1 { "" } else { "s" })
-}
-
-/// An answer on one line.
-fn brief(answer: &Answer) -> String {
-    match answer {
-        Answer::FillMask { masks } if masks.len() == 1 => {
-            masks.first().map(|mask| top(mask, 3)).unwrap_or_default()
-        }
-        Answer::FillMask { masks } => masks
-            .iter()
-            .map(|mask| top(mask, 1))
-            .collect::<Vec<_>>()
-            .join(" / "),
-        Answer::Similarity { cosine } => format!("cosine {cosine:.4}"),
-        Answer::Features { shape, first } => {
-            let first: Vec<String> = first
-                .iter()
-                .take(3)
-                .map(|value| format!("{value:.2}"))
-                .collect();
-            format!("[{}, {}] {} ...", shape[0], shape[1], first.join(" "))
-        }
-    }
-}
-
-fn top(mask: &MaskAnswer, count: usize) -> String {
-    let best = mask.top.iter().take(count).map(|candidate| {
-        format!(
-            "{} {:.1}%",
-            plain(&candidate.token),
-            candidate.probability * 100.0
-        )
-    });
-    best.collect::<Vec<_>>().join(" ")
-}
-
-/// Texts that would not be seen are put in quotes.
-fn quoted(text: &str) -> String {
-    let text = plain(text);
-    if text.trim().is_empty() {
-        format!("\"{text}\"")
-    } else {
-        text
-    }
 }
 
 /// A target of a run as a heading. A library that is named by its place is shown by its version, which
