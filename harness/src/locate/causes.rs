@@ -81,21 +81,22 @@ impl Residual {
     }
 }
 
+/// The standard deviation of a fault's coefficient, as far as rounding goes.
+pub type Uncertainty<'a> = &'a dyn Fn(&Instance) -> f64;
+
 /// A known fault beside a difference.
 #[derive(Debug, Clone)]
-pub struct Known {
-    entry: &'static Entry,
-    stage: Option<Stage>,
+pub struct Known<'a> {
+    instance: &'a Instance,
     residual: Vec<f32>,
     signature: Vec<f32>,
 }
 
-impl Known {
+impl<'a> Known<'a> {
     /// Nothing compared yet.
-    pub fn of(instance: &Instance) -> Self {
+    pub fn of(instance: &'a Instance) -> Self {
         Self {
-            entry: instance.entry,
-            stage: instance.stage,
+            instance,
             residual: Vec::new(),
             signature: Vec::new(),
         }
@@ -124,9 +125,10 @@ impl Known {
         1.0 - (left - noise).max(0.0) / all
     }
 
-    fn cause(&self, coefficient: f64, explained: f64) -> Cause {
-        let uncertainty = 1.0 / dot(&self.signature, &self.signature).sqrt();
-        cause(self.entry, self.stage, coefficient, uncertainty, explained)
+    fn cause(&self, coefficient: f64, uncertainty: Uncertainty<'_>, explained: f64) -> Cause {
+        let Instance { entry, stage, .. } = self.instance;
+        let uncertainty = uncertainty(self.instance);
+        cause(entry, *stage, coefficient, uncertainty, explained)
     }
 }
 
@@ -153,11 +155,11 @@ pub(super) fn cause(
 }
 
 /// The likeliest causes, the likeliest first; empty where nothing known explains the difference.
-pub fn likeliest(known: Vec<Known>) -> Vec<Cause> {
+pub fn likeliest(known: Vec<Known<'_>>, uncertainty: Uncertainty<'_>) -> Vec<Cause> {
     let known = known
         .into_iter()
         .filter(|one| dot(&one.signature, &one.signature) > 1.0);
-    let mut known: Vec<(f64, Known)> = known.map(|one| (one.left(1.0), one)).collect();
+    let mut known: Vec<(f64, Known<'_>)> = known.map(|one| (one.left(1.0), one)).collect();
     known.sort_by(|a, b| a.0.total_cmp(&b.0));
     let Some((left, best)) = known.first() else {
         return Vec::new();
@@ -170,26 +172,26 @@ pub fn likeliest(known: Vec<Known>) -> Vec<Cause> {
         let near = near.filter(|(_, explained)| *explained >= EXPLAINED);
         return near
             .take(NAMED)
-            .map(|(one, explained)| one.cause(one.coefficient(), explained))
+            .map(|(one, explained)| one.cause(one.coefficient(), uncertainty, explained))
             .collect();
     }
-    let known: Vec<Known> = known.into_iter().map(|(_, one)| one).collect();
-    together(&known)
+    let known: Vec<Known<'_>> = known.into_iter().map(|(_, one)| one).collect();
+    together(&known, uncertainty)
 }
 
 /// The best one that fits with a coefficient other than 1, or a few that fit together.
-fn together(known: &[Known]) -> Vec<Cause> {
+fn together(known: &[Known<'_>], uncertainty: Uncertainty<'_>) -> Vec<Cause> {
     let Some(first) = known.first() else {
         return Vec::new();
     };
     let mut left: Vec<f32> = first.residual.clone();
     let noise = left.len() as f64;
     let all = (dot(&left, &left) - noise).max(f64::MIN_POSITIVE);
-    let mut chosen: Vec<&Known> = Vec::new();
-    let mut coefficients = Vec::new();
+    let mut chosen: Vec<&Known<'_>> = Vec::new();
     while chosen.len() < TOGETHER {
-        let gain =
-            |one: &&Known| dot(&left, &one.signature).powi(2) / dot(&one.signature, &one.signature);
+        let gain = |one: &&Known<'_>| {
+            dot(&left, &one.signature).powi(2) / dot(&one.signature, &one.signature)
+        };
         let new = known
             .iter()
             .filter(|one| !chosen.iter().any(|known| std::ptr::eq(*known, *one)));
@@ -197,10 +199,9 @@ fn together(known: &[Known]) -> Vec<Cause> {
             return Vec::new();
         };
         chosen.push(next);
-        let Some(solution) = least_squares(&chosen) else {
+        let Some(coefficients) = least_squares(&chosen) else {
             return Vec::new();
         };
-        coefficients = solution;
         left.clone_from(&first.residual);
         for (one, c) in chosen.iter().zip(&coefficients) {
             let pairs = left.iter_mut().zip(&one.signature);
@@ -209,16 +210,17 @@ fn together(known: &[Known]) -> Vec<Cause> {
         let explained = 1.0 - (dot(&left, &left) - noise).max(0.0) / all;
         if explained >= EXPLAINED {
             let pairs = chosen.iter().zip(&coefficients);
-            return pairs.map(|(one, c)| one.cause(*c, explained)).collect();
+            return pairs
+                .map(|(one, c)| one.cause(*c, uncertainty, explained))
+                .collect();
         }
     }
-    drop(coefficients);
     Vec::new()
 }
 
 /// Coefficients with which some signatures together leave least, by Gaussian elimination of the normal equations;
 /// nothing where they depend on each other.
-fn least_squares(chosen: &[&Known]) -> Option<Vec<f64>> {
+fn least_squares(chosen: &[&Known<'_>]) -> Option<Vec<f64>> {
     let n = chosen.len();
     let mut rows: Vec<Vec<f64>> = chosen
         .iter()
@@ -307,16 +309,29 @@ mod tests {
     use super::*;
     use crate::catalogue;
 
-    /// A fault whose signature is given, beside a difference, both in noise.
-    fn known(name: &str, signature: &[f64], residual: &[f64]) -> Known {
-        let entry = catalogue::all().find(|entry| entry.name == name).unwrap();
-        let residual = Residual::new(residual, vec![0.0; residual.len()], 1.0);
-        let mut known = Known {
-            entry,
+    fn instance(name: &str) -> Instance {
+        Instance {
+            entry: catalogue::all().find(|entry| entry.name == name).unwrap(),
             stage: None,
-            residual: Vec::new(),
-            signature: Vec::new(),
-        };
+            step: None,
+            fault: Fault {
+                name: name.to_owned(),
+                edits: Vec::new(),
+            },
+        }
+    }
+
+    fn named(known: Vec<Known<'_>>) -> Vec<Cause> {
+        likeliest(known, &|instance| match instance.entry.name {
+            "silu" => 0.25,
+            _ => 0.5,
+        })
+    }
+
+    /// A fault whose signature is given, beside a difference, both in noise.
+    fn known<'a>(instance: &'a Instance, signature: &[f64], residual: &[f64]) -> Known<'a> {
+        let residual = Residual::new(residual, vec![0.0; residual.len()], 1.0);
+        let mut known = Known::of(instance);
         known.add(&residual, Some(signature.to_vec()));
         known
     }
@@ -337,24 +352,24 @@ mod tests {
     fn the_fault_that_is_there_has_a_coefficient_of_one() {
         let (one, other, noise) = (wave(0.3, 50.0), wave(0.7, 50.0), wave(2.1, 1.4));
         let residual = sum(&[&one, &noise]);
-        let causes = likeliest(vec![
-            known("relu", &other, &residual),
-            known("silu", &one, &residual),
+        let causes = named(vec![
+            known(&instance("relu"), &other, &residual),
+            known(&instance("silu"), &one, &residual),
         ]);
         assert_eq!(causes.len(), 1, "{causes:?}");
         assert_eq!(causes[0].name, "silu");
         assert!((causes[0].coefficient - 1.0).abs() < 0.01, "{causes:?}");
-        assert!(causes[0].explained > 0.99 && causes[0].uncertainty < 0.01);
+        assert!(causes[0].explained > 0.99 && causes[0].uncertainty == 0.25);
     }
 
     #[test]
     fn two_faults_at_once_are_both_named() {
         let (one, other) = (wave(0.3, 50.0), wave(0.7, 80.0));
         let residual = sum(&[&one, &other]);
-        let causes = likeliest(vec![
-            known("relu", &other, &residual),
-            known("silu", &one, &residual),
-            known("gelu-tanh", &wave(1.1, 40.0), &residual),
+        let causes = named(vec![
+            known(&instance("relu"), &other, &residual),
+            known(&instance("silu"), &one, &residual),
+            known(&instance("gelu-tanh"), &wave(1.1, 40.0), &residual),
         ]);
         let mut names: Vec<&str> = causes.iter().map(|cause| cause.name.as_str()).collect();
         names.sort_unstable();
@@ -369,9 +384,9 @@ mod tests {
     #[test]
     fn what_is_not_known_has_no_name() {
         let residual = wave(0.9, 50.0);
-        let causes = likeliest(vec![known("relu", &wave(0.3, 50.0), &residual)]);
+        let causes = named(vec![known(&instance("relu"), &wave(0.3, 50.0), &residual)]);
         assert!(causes.is_empty(), "{causes:?}");
-        let causes = likeliest(vec![known("relu", &vec![0.0; 500], &residual)]);
+        let causes = named(vec![known(&instance("relu"), &vec![0.0; 500], &residual)]);
         assert!(
             causes.is_empty(),
             "a fault that changes nothing explains nothing"

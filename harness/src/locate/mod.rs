@@ -281,13 +281,13 @@ impl<'a> Look<'a> {
                 false => familiar(&location.origins, instances),
             };
             if !familiar.is_empty() {
-                let origin = self.origin(check, &familiar, None, &mut location.notes)?;
+                let origin = self.origin(check, clean, &familiar, None, &mut location.notes)?;
                 if !origin.causes.is_empty() {
                     join(&mut location.origins, origin);
                     continue;
                 }
             }
-            let origin = self.origin(check, instances, probe, &mut location.notes)?;
+            let origin = self.origin(check, clean, instances, probe, &mut location.notes)?;
             join(&mut location.origins, origin);
         }
         Ok(location)
@@ -297,6 +297,7 @@ impl<'a> Look<'a> {
     fn origin(
         &self,
         check: &StageCheck,
+        clean: &Clean<'_>,
         instances: &[Instance],
         probe: Option<&mut dyn Probe>,
         notes: &mut Vec<String>,
@@ -318,11 +319,13 @@ impl<'a> Look<'a> {
                 let mut bad = self.bad_steps(&residuals).into_iter();
                 origin.step = bad.next().map(|step| step.to_string());
                 origin.more_steps = bad.map(|step| step.to_string()).collect();
-                origin.causes = self.causes_of_steps(stage, &residuals, instances)?;
+                let uncertainty = &|one: &Instance| clean.uncertainty(one);
+                origin.causes = self.causes_of_steps(stage, &residuals, instances, uncertainty)?;
             }
             Err(why) => {
                 notes.extend(why.filter(|why| !notes.contains(why)));
-                origin.causes = self.causes_of_stage(stage, check, instances)?;
+                let uncertainty = &|one: &Instance| clean.uncertainty(one);
+                origin.causes = self.causes_of_stage(stage, check, instances, uncertainty)?;
             }
         }
         Ok(origin)
@@ -333,6 +336,7 @@ impl<'a> Look<'a> {
         stage: Stage,
         check: &StageCheck,
         instances: &[Instance],
+        uncertainty: causes::Uncertainty<'_>,
     ) -> Result<Vec<Cause>, String> {
         let noise = stage_noise(self.loaded);
         let unit = self.loaded.dtype.unit_roundoff().unwrap_or(f64::NAN);
@@ -362,7 +366,7 @@ impl<'a> Look<'a> {
             }
             known.push(signature);
         }
-        Ok(causes::likeliest(known))
+        Ok(causes::likeliest(known, uncertainty))
     }
 }
 

@@ -131,6 +131,7 @@ impl Look<'_> {
         stage: Stage,
         opened: &[Opened],
         instances: &[Instance],
+        uncertainty: causes::Uncertainty<'_>,
     ) -> Result<Vec<Cause>, String> {
         let bad = self.bad_steps(opened);
         // What is one fault touches every step that is wrong by itself; several need not.
@@ -139,7 +140,7 @@ impl Look<'_> {
             bad.iter().all(|step| affected.contains(step))
         };
         let one = at_stage(instances, stage).filter(touches);
-        let causes = self.likeliest_of_steps(stage, opened, &bad, one);
+        let causes = self.likeliest_of_steps(stage, opened, &bad, one, uncertainty);
         if !causes.is_empty() {
             return Ok(causes);
         }
@@ -148,7 +149,7 @@ impl Look<'_> {
             bad.iter().any(|step| affected.contains(step))
         };
         let several = at_stage(instances, stage).filter(touches);
-        Ok(self.likeliest_of_steps(stage, opened, &bad, several))
+        Ok(self.likeliest_of_steps(stage, opened, &bad, several, uncertainty))
     }
 
     fn likeliest_of_steps<'i>(
@@ -157,6 +158,7 @@ impl Look<'_> {
         opened: &[Opened],
         bad: &[Step],
         instances: impl Iterator<Item = &'i Instance>,
+        uncertainty: causes::Uncertainty<'_>,
     ) -> Vec<Cause> {
         let noise = stage_noise(self.loaded);
         let mut known = Vec::new();
@@ -187,7 +189,7 @@ impl Look<'_> {
             }
             known.push(signature);
         }
-        causes::likeliest(known)
+        causes::likeliest(known, uncertainty)
     }
 }
 

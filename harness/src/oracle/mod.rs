@@ -23,7 +23,7 @@ mod step_noise_tests;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use driftgauge_protocol::{BertConfig, observation};
+use driftgauge_protocol::{Batch, BertConfig, observation};
 use rayon::prelude::*;
 
 use crate::model::{Model, ModelWeights};
@@ -49,6 +49,27 @@ pub struct Sequence {
 /// The observations of one sequence in f64, by name: `embeddings` and `hidden.N` have a row for
 /// each token, `logits` one for each wanted position.
 pub type Truth = BTreeMap<String, Matrix>;
+
+impl Sequence {
+    /// The sequences of a batch, without padding.
+    pub fn of(batch: &Batch) -> Vec<Self> {
+        let sequence = |sequence: usize| {
+            let own = sequence * batch.length..(sequence + 1) * batch.length;
+            let tokens = own.filter(|token| batch.attention_mask[*token] == 1);
+            let tokens: Vec<usize> = tokens.collect();
+            let rows = batch.logit_rows.iter().filter(|row| row.0 == sequence);
+            Self {
+                ids: tokens.iter().map(|t| batch.input_ids[*t] as u32).collect(),
+                type_ids: tokens
+                    .iter()
+                    .map(|t| batch.token_type_ids[*t] as u32)
+                    .collect(),
+                logit_positions: rows.map(|row| row.1).collect(),
+            }
+        };
+        (0..batch.sequences).map(sequence).collect()
+    }
+}
 
 /// The truth of one sequence, and what rounding adds to it.
 #[derive(Debug, Clone)]
