@@ -21,13 +21,13 @@ mod whole;
 
 use std::collections::BTreeMap;
 
-use driftgauge_protocol::{Batch, Loaded, Stage, Tensor};
+use driftgauge_protocol::{Batch, Loaded, Stage, Step, Tensor};
 use driftgauge_reports::location::{Cause, Location, Origin, StageRecord};
 
 use crate::catalogue::Instance;
 use crate::measure::root_mean_square;
 use crate::model::Model;
-use crate::oracle::{Matrix, Noise, Stepwise};
+use crate::oracle::{Matrix, Noise, Steps, Stepwise};
 use crate::predict::{SAMPLES, SEED};
 use crate::run::JobOutcome;
 use causes::{Known, Residual};
@@ -186,11 +186,12 @@ impl<'a> Look<'a> {
             return Ok(None);
         };
         let stepwise = Stepwise::new(self.model, sample.batch, &stage_noise(self.loaded), None)?;
-        let truth = stepwise.output(stage, input.as_ref());
+        let steps = stepwise.stage(stage, input.as_ref());
         Ok(Some(Pair {
             got: stage_rows(stage, sample.batch, &output),
-            truth: stage_rows(stage, sample.batch, &truth),
+            truth: stage_rows(stage, sample.batch, &steps[&stage.last_step()]),
             input,
+            steps,
         }))
     }
 
@@ -342,12 +343,18 @@ impl<'a> Look<'a> {
         let unit = self.loaded.dtype.unit_roundoff().unwrap_or(f64::NAN);
         let mut pairs = Vec::new();
         for sample in self.samples {
-            let Some(Pair { input, got, truth }) = self.pair(sample, stage)? else {
+            let Some(pair) = self.pair(sample, stage)? else {
                 continue;
             };
+            let Pair {
+                input,
+                got,
+                truth,
+                steps,
+            } = pair;
             let norm = root_mean_square(truth.iter().copied());
             let residual = Residual::new(&got, truth, check.predicted_u * unit * norm);
-            pairs.push((sample.batch, input, residual));
+            pairs.push((sample.batch, input, steps, residual));
         }
         let Some((batch, ..)) = pairs.first() else {
             return Ok(Vec::new());
@@ -359,10 +366,17 @@ impl<'a> Look<'a> {
             let Ok(faulty) = Stepwise::new(self.model, batch, &noise, fault) else {
                 continue;
             };
+            // Up to the first step that it changes, a fault changes nothing.
+            let affected = causes::affected(&instance.fault, stage);
+            let before = stage.steps().iter().copied();
+            let before: Vec<Step> = before.take_while(|step| !affected.contains(step)).collect();
             let mut signature = Known::of(instance);
-            for (batch, input, residual) in &pairs {
-                let variant = faulty.on(batch).output(stage, input.as_ref());
-                signature.add(residual, Some(stage_rows(stage, batch, &variant)));
+            for (batch, input, steps, residual) in &pairs {
+                let done = before.iter().map(|step| (*step, steps[step].clone()));
+                let done = done.collect();
+                let variant = faulty.on(batch).go_on(stage, input.as_ref(), done);
+                let variant = stage_rows(stage, batch, &variant[&stage.last_step()]);
+                signature.add(residual, Some(variant));
             }
             known.push(signature);
         }
@@ -374,6 +388,8 @@ struct Pair {
     input: Option<Matrix>,
     got: Vec<f64>,
     truth: Vec<f64>,
+    /// The right steps.
+    steps: Steps,
 }
 
 /// The instances of what earlier origins look like.

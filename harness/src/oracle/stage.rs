@@ -106,10 +106,16 @@ impl<'a> Stepwise<'a> {
 
     /// All steps of a stage from the hidden state before it, which the embedding stage has not.
     pub fn stage(&self, stage: Stage, input: Option<&Matrix>) -> Steps {
-        let mut done = Steps::new();
+        self.go_on(stage, input, Steps::new())
+    }
+
+    /// All steps of a stage of which the first ones are done.
+    pub fn go_on(&self, stage: Stage, input: Option<&Matrix>, mut done: Steps) -> Steps {
         for step in stage.steps() {
-            let result = self.step(stage, *step, input, &done);
-            done.insert(*step, result);
+            if !done.contains_key(step) {
+                let result = self.step(stage, *step, input, &done);
+                done.insert(*step, result);
+            }
         }
         done
     }
